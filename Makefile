@@ -1,0 +1,43 @@
+# Two commands matter: `make demo` and `make test`. Both set everything up on first use.
+PYTHON ?= python3
+VENV   ?= .venv
+TORCH  ?= torch==2.13.0
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+INPUTS := pyproject.toml setup.py dlm_kernels/cpu/build_config.py $(shell find csrc -type f -name '*.[hc]*' 2>/dev/null)
+
+.PHONY: demo test test-slow lint format build clean
+
+demo: $(STAMP)
+	$(BIN)/dlm-bench demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@mkdir -p build/typing && ln -sfn ../../dlm_kernels build/typing/dlm_kernels \
+	  && ln -sfn ../../samplers build/typing/dlm_samplers
+	cd build/typing && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p dlm_kernels -p dlm_samplers
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# torch first and pinned: a looser request may fetch another build of several gigabytes.
+$(STAMP): $(INPUTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "setuptools>=77" wheel
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	touch $(STAMP)
+
+build: $(STAMP)
+	$(BIN)/python -m build
+
+clean:
+	rm -rf build dist demo-out *.egg-info $(STAMP)

@@ -1,0 +1,248 @@
+"""Two small transformers of the same size: `TinyDLM` (bidirectional, masked diffusion) and `TinyAR` (causal).
+
+Pre-norm blocks, learned positions, GELU, no dropout. Positions count real tokens, so a row means the same padded on
+the left, padded on the right or alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class TinyConfig:
+    """Everything needed to rebuild a model. Raises `ValueError`, naming the field, for an impossible value."""
+
+    model_type: Literal["tiny-dlm", "tiny-ar"]
+    vocab_size: int
+    mask_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+    max_length: int
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+
+    def __post_init__(self) -> None:
+        if self.model_type not in ("tiny-dlm", "tiny-ar"):
+            raise ValueError(f"model_type: expected 'tiny-dlm' or 'tiny-ar', got {self.model_type!r}")
+        for name in ("vocab_size", "max_length", "width", "layers", "heads"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+        for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < self.vocab_size:
+                raise ValueError(f"{name}: expected an integer in [0, {self.vocab_size}), got {value!r}")
+        if self.width % self.heads:
+            raise ValueError(f"width: {self.width} does not divide into {self.heads} heads")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class TinyOutput:
+    """What a forward returns: logits [B, L, V] float32."""
+
+    logits: Tensor
+
+
+@dataclass
+class ARGeneration:
+    """Greedy continuations [B, max_new_tokens] int64, EOS after a row's end; forwards [B] int64 the row took part in."""
+
+    tokens: Tensor
+    nfe: Tensor
+
+
+class Block(nn.Module):
+    """Attention and MLP, each added to its input."""
+
+    def __init__(self, config: TinyConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.norm1 = nn.LayerNorm(config.width)
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.out = nn.Linear(config.width, config.width)
+        self.norm2 = nn.LayerNorm(config.width)
+        self.up = nn.Linear(config.width, 4 * config.width)
+        self.down = nn.Linear(4 * config.width, config.width)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys, values of x [B, L, D], each [B, heads, L, D / heads]."""
+        batch, length, width = x.shape
+        qkv = self.qkv(self.norm1(x)).view(batch, length, 3, self.heads, width // self.heads)
+        query, key, value = qkv.unbind(dim=2)
+        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """x [B, L, D] plus the attention result [B, heads, L, D / heads], then the MLP."""
+        x = x + self.out(attended.transpose(1, 2).flatten(2))
+        return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
+
+    def forward(self, x: Tensor, bias: Tensor | None, causal: bool) -> Tensor:
+        query, key, value = self.project(x)
+        return self.finish(x, F.scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=causal))
+
+
+class _Tiny(nn.Module):
+    """The trunk both models share."""
+
+    causal: bool
+    model_type: Literal["tiny-dlm", "tiny-ar"]
+
+    def __init__(self, config: TinyConfig) -> None:
+        super().__init__()
+        if config.model_type != self.model_type:
+            raise ValueError(f"config.model_type: expected {self.model_type!r}, got {config.model_type!r}")
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.width)
+        self.position_embedding = nn.Embedding(config.max_length, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Small normal weights; what is added to the residual stream starts at zero."""
+        for name, parameter in self.named_parameters():
+            if name.endswith(("out.weight", "down.weight")) or name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif parameter.dim() == 2:
+                nn.init.normal_(parameter, std=0.02 if "embedding" in name else parameter.shape[1] ** -0.5)
+
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Final normalised states: [B, L] int64, [B, L] bool or integer (1 = real) -> [B, L, D] float.
+
+        `lm_head(hidden(...))` are the logits. States at padded positions are finite and mean nothing.
+        Raises `ValueError` for a wrong rank, dtype, shape or a row that is too long.
+        """
+        positions, bias = self._positions_and_bias(input_ids, attention_mask)
+        x = self.token_embedding(input_ids) + self.position_embedding(positions)
+        for block in self.blocks:
+            x = block(x, bias, self.causal and bias is None)
+        return self.norm(x)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> TinyOutput:
+        """Logits of every position; arguments as for `hidden`."""
+        return TinyOutput(self.lm_head(self.hidden(input_ids, attention_mask)).float())
+
+    def _positions_and_bias(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if input_ids.dim() != 2 or input_ids.dtype != torch.int64:
+            raise ValueError(
+                f"input_ids: expected [B, L] int64, got {list(input_ids.shape)} {str(input_ids.dtype)[6:]}"
+            )
+        length = input_ids.shape[1]
+        if length > self.config.max_length:
+            raise ValueError(f"input_ids: {length} positions, the model has {self.config.max_length}")
+        if attention_mask is None:
+            return torch.arange(length, device=input_ids.device), None
+        if attention_mask.shape != input_ids.shape or attention_mask.is_floating_point():
+            raise ValueError(
+                f"attention_mask: expected {list(input_ids.shape)} bool or integer, "
+                f"got {list(attention_mask.shape)} {str(attention_mask.dtype)[6:]}"
+            )
+        real = attention_mask != 0
+        visible = real[:, None, None, :]
+        if self.causal:
+            visible = visible & torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
+        # Finite, so that a row of padding alone stays finite; exp() of it is exactly 0 beside any real key.
+        bias = torch.zeros(visible.shape, device=real.device).masked_fill_(~visible, -1e9)
+        return (real.cumsum(dim=1) - 1).clamp_(min=0), bias.to(self.token_embedding.weight.dtype)
+
+
+class TinyDLM(_Tiny):
+    """Masked diffusion language model: every position sees every real position; predicts masked tokens in place.
+
+    About 0.8M parameters at width 128, 4 layers. No time input. `logits[:, i]` belongs to position i (no shift).
+    """
+
+    causal = False
+    model_type: Literal["tiny-dlm"] = "tiny-dlm"
+
+
+class TinyAR(_Tiny):
+    """The autoregressive twin: same trunk, causal; `logits[:, i]` predicts position i + 1."""
+
+    causal = True
+    model_type: Literal["tiny-ar"] = "tiny-ar"
+
+    @torch.inference_mode()
+    def generate(
+        self, prompts: Tensor | Sequence[Sequence[int] | Tensor], max_new_tokens: int, eos: int | None = None
+    ) -> ARGeneration:
+        """Greedy continuation with a key-value cache, all rows together; a row stops at its EOS.
+
+        prompts: [B, P] int64, or B prompts of any lengths of at least 1. eos: default the config's.
+        Raises `ValueError` for an empty prompt or one that leaves no room for `max_new_tokens`.
+        """
+        eos = self.config.eos_token_id if eos is None else eos
+        device = self.lm_head.weight.device
+        rows = [torch.as_tensor(row, dtype=torch.int64, device=device) for row in prompts]
+        if max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens: expected 0 or more, got {max_new_tokens}")
+        for index, row in enumerate(rows):
+            if row.dim() != 1 or not 0 < len(row) <= self.config.max_length - max_new_tokens:
+                raise ValueError(
+                    f"prompts[{index}]: expected 1 to {self.config.max_length - max_new_tokens} ids, "
+                    f"got shape {list(row.shape)}"
+                )
+        tokens = torch.full((len(rows), max_new_tokens), eos, dtype=torch.int64, device=device)
+        nfe = torch.zeros(len(rows), dtype=torch.int64, device=device)
+        if not rows or max_new_tokens == 0:
+            return ARGeneration(tokens, nfe)
+        length = torch.tensor([len(row) for row in rows], device=device)  # [B], real positions in the cache
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.config.pad_token_id)
+        logits, cache = self._prefill(ids, length, max_new_tokens)
+        live = torch.arange(len(rows), device=device)  # rows that have not ended
+        for step in range(max_new_tokens):
+            chosen = logits.argmax(dim=-1)
+            tokens[live, step] = chosen
+            nfe[live] += 1
+            going = chosen != eos
+            if step + 1 == max_new_tokens or not going.any():
+                break
+            if not going.all():
+                live, chosen, length = live[going], chosen[going], length[going]
+                cache = [(key[going], value[going]) for key, value in cache]
+            logits = self._decode(chosen, length, cache)
+            length = length + 1
+        return ARGeneration(tokens, nfe)
+
+    def _prefill(self, ids: Tensor, length: Tensor, room: int) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Logits after each prompt [B, V] and caches of P + room positions. Later positions need no mask: causal."""
+        batch, width = ids.shape
+        x = self.token_embedding(ids) + self.position_embedding(torch.arange(width, device=ids.device))
+        cache = []
+        for block in self.blocks:
+            query, key, value = block.project(x)
+            cache.append((F.pad(key, (0, 0, 0, room)), F.pad(value, (0, 0, 0, room))))
+            x = block.finish(x, F.scaled_dot_product_attention(query, key, value, is_causal=True))
+        last = x[torch.arange(batch, device=ids.device), length - 1]
+        return self.lm_head(self.norm(last)), cache
+
+    def _decode(self, chosen: Tensor, length: Tensor, cache: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """One token a row [B] at position `length` [B]; writes the caches in place. -> logits [B, V]."""
+        x = (self.token_embedding(chosen) + self.position_embedding(length))[:, None]
+        rows = torch.arange(len(chosen), device=chosen.device)
+        visible = torch.arange(cache[0][0].shape[2], device=chosen.device) <= length[:, None]
+        for block, (keys, values) in zip(self.blocks, cache, strict=True):
+            query, key, value = block.project(x)
+            keys[rows, :, length] = key[:, :, 0]
+            values[rows, :, length] = value[:, :, 0]
+            x = block.finish(
+                x, F.scaled_dot_product_attention(query, keys, values, attn_mask=visible[:, None, None, :])
+            )
+        return self.lm_head(self.norm(x[:, 0]))
+
+
+def build(config: TinyConfig) -> TinyDLM | TinyAR:
+    """The model class that a config names, freshly initialised."""
+    return TinyDLM(config) if config.model_type == "tiny-dlm" else TinyAR(config)
