@@ -1,1 +1,32 @@
+"""Drop-in samplers for diffusion language models."""
 
+from dlm_samplers.guarantees import Guarantee
+from dlm_samplers.models import ModelSpec
+from dlm_samplers.output import GenerationInterrupted, SamplerOutput
+from dlm_samplers.policies import AncestralUnmask, EntropyBound, Factor, FixedQuota, Policy, Threshold
+from dlm_samplers.sampler import DreamSampler, LLaDASampler, Sampler
+from dlm_samplers.schedules import Linear, Schedule, TimeGrid
+from dlm_samplers.state import SamplerState
+from dlm_samplers.stopping import EndOfText, StoppingRule
+
+__all__ = [
+    "AncestralUnmask",
+    "DreamSampler",
+    "EndOfText",
+    "EntropyBound",
+    "Factor",
+    "FixedQuota",
+    "GenerationInterrupted",
+    "Guarantee",
+    "LLaDASampler",
+    "Linear",
+    "ModelSpec",
+    "Policy",
+    "Sampler",
+    "SamplerOutput",
+    "SamplerState",
+    "Schedule",
+    "StoppingRule",
+    "Threshold",
+    "TimeGrid",
+]

@@ -1,0 +1,1 @@
+"""`dlm-bench demo`: one trained model, the published sampler beside ours, on questions with known answers."""

@@ -1,0 +1,1 @@
+"""Function swaps: the signatures and defaults of published samplers, on this library's kernels."""

@@ -1,0 +1,101 @@
+"""The description of a diffusion language model that a sampler needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from dlm_kernels import InvalidArgumentError
+
+MaskFormat = Literal["none", "2d", "4d_bool"]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """How to call a masked (absorbing) diffusion language model.
+
+    mask_id: the mask token. eos_id: end of text; None if there is none.
+    vocab_size: width of the logits; None: taken from the first forward.
+    logit_shift: 0 if output i predicts position i (LLaDA); 1 if it predicts position i + 1 (Dream: adapted from an
+        autoregressive model; position 0 reads its own output).
+    attention_mask: what the model gets as `attention_mask` when a batch has padding. "2d": [B, L] int64, 1 on real
+        tokens (LLaDA). "4d_bool": [B, 1, L, L] bool, the outer product (Dream). "none": the model cannot ignore padding,
+        so all rows of a batch must have the same length.
+    full_attention_mask: what it gets when there is no padding: None, or the string that Dream's code expects.
+    position_ids: name of the keyword for [B, L] position ids, which are passed only with padding; None: never passed.
+    suppressed_ids: tokens never generated; None means the mask token alone.
+    """
+
+    mask_id: int
+    eos_id: int | None = None
+    vocab_size: int | None = None
+    logit_shift: Literal[0, 1] = 0
+    attention_mask: MaskFormat = "2d"
+    full_attention_mask: str | None = None
+    position_ids: str | None = None
+    suppressed_ids: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.logit_shift not in (0, 1):
+            raise InvalidArgumentError(f"logit_shift must be 0 or 1, got {self.logit_shift!r}")
+        if self.attention_mask not in ("none", "2d", "4d_bool"):
+            raise InvalidArgumentError(f"attention_mask must be 'none', '2d' or '4d_bool', got {self.attention_mask!r}")
+        for name in ("mask_id", "eos_id"):
+            token = getattr(self, name)
+            if token is None and name == "eos_id":
+                continue
+            if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+                raise InvalidArgumentError(f"{name} must be a token id (int >= 0), got {token!r}")
+            if self.vocab_size is not None and token >= self.vocab_size:
+                raise InvalidArgumentError(f"{name} = {token} is outside the vocabulary of {self.vocab_size} tokens")
+
+    @property
+    def never(self) -> tuple[int, ...]:
+        """Token ids that the sampler suppresses."""
+        return (self.mask_id,) if self.suppressed_ids is None else self.suppressed_ids
+
+    @property
+    def fill_id(self) -> int:
+        """What stands in columns a row does not use: the end-of-text token if there is one."""
+        return self.mask_id if self.eos_id is None else self.eos_id
+
+    @classmethod
+    def of(cls, model: Any, *, mask_id: int | None = None, eos_id: int | None = None, **defaults: Any) -> ModelSpec:
+        """A description filled from the arguments, then from `model.config`, then from `defaults`.
+
+        Raises InvalidArgumentError when no mask token can be found.
+        """
+        config = getattr(model, "config", None)
+
+        def from_config(*names: str) -> Any:
+            for name in names:
+                value = config.get(name) if isinstance(config, dict) else getattr(config, name, None)
+                if isinstance(value, int) and not isinstance(value, bool):
+                    return value
+            return None
+
+        if mask_id is None:
+            mask_id = from_config("mask_token_id", "mask_id")
+        if eos_id is None:
+            eos_id = from_config("eos_token_id", "eos_id")
+        if mask_id is None:
+            raise InvalidArgumentError(
+                "mask_id is missing: the model has no config.mask_token_id, so pass mask_id= or spec=ModelSpec(mask_id=...)"
+            )
+        vocab_size = from_config("vocab_size")
+        # Checkpoints pad the embedding, not the other way round: a smaller config value is wrong, so it is not used.
+        if vocab_size is not None and vocab_size <= mask_id:
+            vocab_size = None
+        return replace(cls(mask_id=mask_id, eos_id=eos_id, vocab_size=vocab_size), **defaults)
+
+
+LLADA: dict[str, Any] = {}
+"""Contract of LLaDA 8B, 1.5, MoE: unshifted logits, 2D attention mask, rotary positions by column."""
+
+DREAM: dict[str, Any] = {
+    "logit_shift": 1,
+    "attention_mask": "4d_bool",
+    "full_attention_mask": "full",
+    "position_ids": "tok_idx",
+}
+"""Contract of Dream and DiffuCoder."""

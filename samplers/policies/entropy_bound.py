@@ -1,0 +1,33 @@
+"""EB-Sampler: a budget of entropy a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dlm_kernels import InvalidArgumentError, TokenScores, select_positions
+from dlm_samplers.guarantees import Guarantee
+from dlm_samplers.policies.base import Policy
+from dlm_samplers.state import SamplerState
+
+
+@dataclass(frozen=True)
+class EntropyBound(Policy):
+    """Commit the k positions of least entropy, k the largest whose entropies without the greatest sum to gamma or less
+    (EB-Sampler, arXiv:2505.24857).
+
+    The sum bounds the total correlation of the committed set, so the divergence between the joint distribution and the
+    product that is sampled from is at most gamma nats a step, provided the marginals come from one consistent joint.
+    """
+
+    gamma: float = 0.1
+
+    guarantee = Guarantee.BOUNDED
+
+    def __post_init__(self) -> None:
+        if not self.gamma >= 0:
+            raise InvalidArgumentError(f"gamma must be >= 0 nats, got {self.gamma}")
+
+    def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
+        return select_positions(-scores.entropy, state.active, entropy_bound=self.gamma, entropy=scores.entropy)

@@ -1,0 +1,32 @@
+"""The factor rule: a threshold that rises with the number of tokens committed at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dlm_kernels import InvalidArgumentError, TokenScores, select_positions
+from dlm_samplers.guarantees import Guarantee
+from dlm_samplers.policies.base import Policy
+from dlm_samplers.state import SamplerState
+
+
+@dataclass(frozen=True)
+class Factor(Policy):
+    """Commit the n best positions, n the largest with (n + 1)(1 - c_n) <= f (Fast-dLLM, arXiv:2505.22618, theorem 1).
+
+    c_n is the n-th highest confidence of the row. At f <= 1 and temperature 0 the tokens committed together are the most
+    likely joint assignment, provided the model's marginals come from one consistent joint distribution.
+    """
+
+    f: float = 1.0
+
+    guarantee = Guarantee.BOUNDED
+
+    def __post_init__(self) -> None:
+        if not self.f > 0:
+            raise InvalidArgumentError(f"f must be above 0, got {self.f}")
+
+    def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
+        return select_positions(scores.confidence, state.active, factor=self.f)

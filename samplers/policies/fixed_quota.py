@@ -1,0 +1,64 @@
+"""Fixed-budget unmasking in one of four orders: the published samplers of LLaDA, Dream and MaskGIT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from dlm_kernels import InvalidArgumentError, TokenScores, keyed_uniform, select_positions
+from dlm_samplers.guarantees import Guarantee
+from dlm_samplers.policies.base import Policy
+from dlm_samplers.schedules import Linear, Schedule
+from dlm_samplers.state import SamplerState
+
+Order = Literal["confidence", "margin", "entropy", "random"]
+
+ORDER_NOISE_STREAM = 2
+
+
+@dataclass(frozen=True)
+class FixedQuota(Policy):
+    """Commit the best positions of a fixed budget (LLaDA, arXiv:2502.09992; Dream, arXiv:2508.15487; MaskGIT, 2202.04200).
+
+    order: "confidence" (LLaDA low_confidence, Dream maskgit_plus), "margin" (Dream topk_margin), "entropy", "random".
+    schedule: budget of a step, from `generate(steps=...)`.
+    tokens_per_step: a constant budget instead of a schedule.
+    order_temperature: Dream's alg_temp; above 0 positions are drawn without replacement with probability proportional
+        to exp(score / order_temperature), by the Gumbel top-k trick.
+    """
+
+    order: Order = "confidence"
+    schedule: Schedule = field(default_factory=Linear)
+    tokens_per_step: int | None = None
+    order_temperature: float = 0.0
+
+    guarantee = Guarantee.PATH_EXACT
+
+    def __post_init__(self) -> None:
+        if self.order not in get_args(Order):
+            raise InvalidArgumentError(f"order must be one of {get_args(Order)}, got {self.order!r}")
+        if self.tokens_per_step is not None and self.tokens_per_step < 1:
+            raise InvalidArgumentError(f"tokens_per_step must be at least 1, got {self.tokens_per_step}")
+        if not self.order_temperature >= 0:
+            raise InvalidArgumentError(f"order_temperature must be >= 0, got {self.order_temperature}")
+
+    @property
+    def scheduled(self) -> bool:  # type: ignore[override]
+        return self.tokens_per_step is None
+
+    def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
+        quota = self.schedule.quota(state) if self.tokens_per_step is None else self.tokens_per_step
+        return select_positions(self._score(scores, state), state.active, quota=quota, at_least=0)
+
+    def _score(self, scores: TokenScores, state: SamplerState) -> Tensor:
+        if self.order == "random":
+            # Keyed without the step: the order is one random permutation, drawn before any token is known.
+            return keyed_uniform(state.seed[:, None], state.row_ids, 0)
+        score = {"confidence": scores.confidence, "margin": scores.margin, "entropy": -scores.entropy}[self.order]
+        if self.order_temperature == 0:
+            return score
+        u = keyed_uniform(state.seed[:, None], state.row_ids, state.step[:, None], stream=ORDER_NOISE_STREAM)
+        return score / self.order_temperature - torch.log(-torch.log1p(-u))

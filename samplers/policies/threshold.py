@@ -1,0 +1,33 @@
+"""Confidence-aware parallel decoding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dlm_kernels import InvalidArgumentError, TokenScores, select_positions
+from dlm_samplers.guarantees import Guarantee
+from dlm_samplers.policies.base import Policy
+from dlm_samplers.state import SamplerState
+
+
+@dataclass(frozen=True)
+class Threshold(Policy):
+    """Commit every position whose confidence reaches tau, and at least one (Fast-dLLM, arXiv:2505.22618, sec. 3.3).
+
+    tau: in (0, 1].
+    strict: compare with > (LLaDA2) instead of >=.
+    """
+
+    tau: float = 0.9
+    strict: bool = False
+
+    guarantee = Guarantee.APPROXIMATE
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tau <= 1:
+            raise InvalidArgumentError(f"tau must be in (0, 1], got {self.tau}")
+
+    def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
+        return select_positions(scores.confidence, state.active, threshold=self.tau, strict=self.strict)

@@ -1,0 +1,36 @@
+"""Stop a row once its text is settled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dlm_kernels import InvalidArgumentError
+from dlm_samplers.guarantees import Guarantee
+from dlm_samplers.models import ModelSpec
+from dlm_samplers.state import SamplerState
+from dlm_samplers.stopping.base import StoppingRule
+
+
+@dataclass(frozen=True)
+class EndOfText(StoppingRule):
+    """A row ends when an end-of-text token stands in its generated region and nothing before it is masked.
+
+    Committed tokens are never revised here, so the text before the token is final: what is skipped would be cut off
+    anyway. Tokens after it differ from those of the full run (they are filled with the end-of-text token).
+    """
+
+    guarantee = Guarantee.TEXT_EXACT
+
+    def check(self, spec: ModelSpec) -> None:
+        if spec.eos_id is None:
+            raise InvalidArgumentError("EndOfText needs eos_id: the model's config has none, so pass eos_id=")
+
+    def stop(self, state: SamplerState, spec: ModelSpec) -> Tensor:
+        column = torch.arange(state.tokens.shape[1], device=state.tokens.device)
+        ended = (state.tokens == spec.eos_id) & (column >= state.prompt_length[:, None]) & state.valid
+        masked = state.masked()
+        first_end = torch.where(ended.any(-1), ended.int().argmax(-1), -1)
+        return (first_end >= 0) & ~(masked & (column < first_end[:, None])).any(-1)

@@ -1,0 +1,64 @@
+"""Models whose logits are exact functions of a row's tokens, whatever else is in the batch."""
+
+from types import SimpleNamespace
+
+import torch
+
+MODULUS = 2**31 - 1
+
+
+class TableModel:
+    """Logits are rows of a fixed table, picked by an integer hash of the whole row, the position and its token.
+
+    Integer arithmetic and a gather: the same bits alone, in any batch, with any padding. Padding is honoured: `attention_mask`
+    may be None, "full", [B, L] or [B, 1, L, L]; positions count from the first real token.
+    """
+
+    def __init__(self, seed, vocab=23, rows=997, low=1.0, high=9.0, eos=None, mask=None):
+        generator = torch.Generator().manual_seed(seed)
+        self.vocab = vocab
+        self.mask = vocab - 1 if mask is None else mask
+        self.config = SimpleNamespace(mask_token_id=self.mask, eos_token_id=eos, vocab_size=vocab)
+        scale = low + (high - low) * torch.rand(rows, 1, generator=generator)
+        self.table = torch.rand(rows, vocab, generator=generator) * scale
+        self.calls = 0
+        self.rows_seen = 0
+
+    def __call__(self, tokens, attention_mask=None, tok_idx=None):
+        self.calls += 1
+        self.rows_seen += tokens.shape[0]
+        if attention_mask is None or isinstance(attention_mask, str):
+            valid = torch.ones_like(tokens)
+        elif attention_mask.ndim == 4:
+            valid = attention_mask[:, 0].diagonal(dim1=1, dim2=2).long()
+        else:
+            valid = attention_mask.long()
+        place = valid.cumsum(1)
+        local = ((tokens * 7919 + 13) * 104729 + place * 1299709) % MODULUS
+        context = (local * valid).sum(1, keepdim=True) % MODULUS
+        picked = ((local * 31 + context * 17) % MODULUS) % self.table.shape[0]
+        return SimpleNamespace(logits=self.table[picked].clone())
+
+
+class SpikeModel(TableModel):
+    """A table model that is sure of itself: one tall entry a row, so that threshold policies commit several at once."""
+
+    def __init__(self, seed, height=6.0, **kwargs):
+        super().__init__(seed, **kwargs)
+        generator = torch.Generator().manual_seed(seed + 1)
+        rows = torch.arange(self.table.shape[0])
+        winner = torch.randint(self.vocab - 1, rows.shape, generator=generator)
+        self.table[rows, winner] += height * torch.rand(rows.shape, generator=generator)
+
+
+def keyed_gumbel(seed, request_ids, width, vocab):
+    """f(step, shape) -> float64 [B, L, V]: the very noise that the sampler keys by (seed, request, position, step)."""
+    from dlm_kernels.rng import gumbel, make_row_ids
+
+    ids = make_row_ids(request_ids[:, None], torch.arange(width)[None])
+
+    def noise(step, shape):
+        assert tuple(shape) == (len(request_ids), width, vocab)
+        return gumbel(torch.tensor(seed), ids, torch.tensor(step), vocab).double()
+
+    return noise

@@ -1,0 +1,115 @@
+"""The ways to install: isolated or not, with a compiler or without, from the tree or from an sdist."""
+
+import json
+import os
+import shutil
+import site
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+CHECK = """
+import json, sys, warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import torch, dlm_kernels, dlm_samplers, dlm_benches
+    from dlm_benches.tiny import load, vocab
+    logits = torch.tensor([[0.0, 3.0, 1.0], [2.0, 0.0, 5.0]])
+    tokens = [dlm_kernels.score_tokens(logits).token.tolist() for _ in range(2)]
+    model = load("reasoning")
+    out = dlm_samplers.LLaDASampler(model).generate([vocab.encode("Cabcdef=")], max_new_tokens=32)
+    available, reason = dlm_kernels.cpu.available()
+print(json.dumps({
+    "where": dlm_kernels.__file__, "tokens": tokens, "cpu": available, "reason": reason,
+    "answer": vocab.decode(out.completions[0]),
+    "warnings": [str(w.message) for w in caught if "dlm" in str(w.message).lower()],
+}))
+"""
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """A fresh virtual environment that finds torch and the build tools of this one, but not this project."""
+    venv = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    packages = next(venv.glob("lib/python*/site-packages"))
+    (packages / "outer.pth").write_text("\n".join(site.getsitepackages()))
+    return venv / "bin" / "python"
+
+
+def pip_install(python, *arguments, **env):
+    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
+    result = subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, cwd=python.parent)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def check(python, tmp_path):
+    result = subprocess.run([str(python), "-c", CHECK], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout.splitlines()[-1])
+    assert str(tmp_path) in report["where"], "the installed package is used, not the tree"
+    assert report["tokens"] == [[1, 2], [1, 2]]
+    assert report["answer"] == "abcdef"
+    info = subprocess.run([str(python), "-m", "dlm_kernels.info"], capture_output=True, text=True, cwd=tmp_path)
+    assert info.returncode == 0, info.stderr
+    return report, info.stdout
+
+
+def copy_of_tree(tmp_path):
+    """The files under version control, as a fresh clone has them."""
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    target = tmp_path / "tree"
+    for name in filter(None, files.split("\0")):
+        if (ROOT / name).exists():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, target / name)
+    return target
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", [True, False], ids=["compiler", "no_compiler"])
+@pytest.mark.parametrize("isolated", [True, False], ids=["isolated", "not_isolated"])
+def test_pip_install(tmp_path, environment, isolated, compiler):
+    tree = copy_of_tree(tmp_path)
+    options = [] if isolated else ["--no-build-isolation"]
+    env = {} if compiler else {"CXX": "/nonexistent/c++"}
+    pip_install(environment, *options, str(tree), **env)
+    report, info = check(environment, tmp_path)
+    assert report["cpu"] is compiler
+    if compiler:
+        assert report["warnings"] == []
+    else:
+        assert len(report["warnings"]) == 1, report["warnings"]
+        assert "numba" in report["warnings"][0]
+        assert report["reason"]
+        assert report["reason"] in info
+
+
+@pytest.mark.slow
+def test_sdist_installs(tmp_path, environment):
+    tree = copy_of_tree(tmp_path)
+    subprocess.run([sys.executable, "-m", "build", "--sdist", "--no-isolation", str(tree)], check=True, capture_output=True)
+    sdist = next((tree / "dist").glob("*.tar.gz"))
+    with tarfile.open(sdist) as archive:
+        names = archive.getnames()
+    assert any(name.endswith("csrc/common/philox.h") for name in names)
+    pip_install(environment, "--no-build-isolation", str(sdist), DLMK_BUILD="require")
+    report, _ = check(environment, tmp_path)
+    assert report["cpu"]
+
+
+@pytest.mark.slow
+def test_a_required_build_fails_without_a_compiler(tmp_path, environment):
+    result = subprocess.run(
+        [str(environment), "-m", "pip", "install", "--no-build-isolation", str(copy_of_tree(tmp_path))],
+        env={**os.environ, "CXX": "/nonexistent/c++", "DLMK_BUILD": "require"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode != 0
+    assert "no working C++ compiler" in result.stdout + result.stderr
