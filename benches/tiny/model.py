@@ -1,18 +1,23 @@
 """Two small transformers of the same size: `TinyDLM` (bidirectional, masked diffusion) and `TinyAR` (causal).
 
-Pre-norm blocks, learned positions, GELU, no dropout. Positions count real tokens, so a row means the same padded on
-the left, padded on the right or alone.
+Pre-norm blocks without dropout; squared ReLU (Primer, arXiv:2109.08668), a sixth of a training step cheaper than GELU
+on a CPU; rotary positions in every block (arXiv:2104.09864) beside a learned embedding of the absolute position, which
+tasks such as reversal need. Positions count real tokens, so a row means the same padded on the left, on the right or
+alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+ROTARY_BASE = 100.0
+"""The slowest of the rotary angles turns once in about 500 positions: rows here have at most 256."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,8 @@ class TinyConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < self.vocab_size:
                 raise ValueError(f"{name}: expected an integer in [0, {self.vocab_size}), got {value!r}")
-        if self.width % self.heads:
-            raise ValueError(f"width: {self.width} does not divide into {self.heads} heads")
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width: {self.width} does not divide into {self.heads} heads of an even size")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,10 +61,21 @@ class TinyOutput:
 
 @dataclass
 class ARGeneration:
-    """Greedy continuations [B, max_new_tokens] int64, EOS after a row's end; forwards [B] int64 the row took part in."""
+    """Greedy tokens [B, max_new_tokens] int64, EOS after a row's end; nfe [B] int64, forwards the row took part in."""
 
     tokens: Tensor
     nfe: Tensor
+
+
+Angles = tuple[Tensor, Tensor]
+"""Cosines and sines of the rotary angles, each [L or B, L, 1, 1, D / heads / 2]."""
+
+
+def rotate(x: Tensor, angles: Angles) -> Tensor:
+    """Rotary embedding of x [B, L, ..., D / heads]: component i turns with component i + D / heads / 2."""
+    cosine, sine = angles
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
 
 
 class Block(nn.Module):
@@ -75,20 +91,20 @@ class Block(nn.Module):
         self.up = nn.Linear(config.width, 4 * config.width)
         self.down = nn.Linear(4 * config.width, config.width)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys, values of x [B, L, D], each [B, heads, L, D / heads]."""
+    def project(self, x: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values, of x [B, L, D], each [B, heads, L, D / heads]."""
         batch, length, width = x.shape
         qkv = self.qkv(self.norm1(x)).view(batch, length, 3, self.heads, width // self.heads)
-        query, key, value = qkv.unbind(dim=2)
-        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        query, key = rotate(qkv[:, :, :2], angles).transpose(1, 3).unbind(dim=2)
+        return query, key, qkv[:, :, 2].transpose(1, 2)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """x [B, L, D] plus the attention result [B, heads, L, D / heads], then the MLP."""
         x = x + self.out(attended.transpose(1, 2).flatten(2))
-        return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
+        return x + self.down(F.relu(self.up(self.norm2(x))).square())
 
-    def forward(self, x: Tensor, bias: Tensor | None, causal: bool) -> Tensor:
-        query, key, value = self.project(x)
+    def forward(self, x: Tensor, angles: Angles, bias: Tensor | None, causal: bool) -> Tensor:
+        query, key, value = self.project(x, angles)
         return self.finish(x, F.scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=causal))
 
 
@@ -97,6 +113,8 @@ class _Tiny(nn.Module):
 
     causal: bool
     model_type: Literal["tiny-dlm", "tiny-ar"]
+    cosine: Tensor
+    sine: Tensor
 
     def __init__(self, config: TinyConfig) -> None:
         super().__init__()
@@ -105,18 +123,30 @@ class _Tiny(nn.Module):
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)
         self.position_embedding = nn.Embedding(config.max_length, config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = cast("Sequence[Block]", nn.ModuleList(Block(config) for _ in range(config.layers)))
         self.norm = nn.LayerNorm(config.width)
         self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
+        half = config.width // config.heads // 2
+        angle = torch.arange(config.max_length)[:, None] / ROTARY_BASE ** (torch.arange(half) / half)
+        self.register_buffer("cosine", angle.cos(), persistent=False)
+        self.register_buffer("sine", angle.sin(), persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Small normal weights; what is added to the residual stream starts at zero."""
+        """Normal weights, what is added to the residual stream zero, sinusoids for the positions.
+
+        Sinusoids make a shift of position a linear map, which copying learns far sooner than from random positions.
+        """
         for name, parameter in self.named_parameters():
-            if name.endswith(("out.weight", "down.weight")) or name.endswith("bias"):
+            if name.endswith(("out.weight", "down.weight", "bias")):
                 nn.init.zeros_(parameter)
             elif parameter.dim() == 2:
-                nn.init.normal_(parameter, std=0.02 if "embedding" in name else parameter.shape[1] ** -0.5)
+                nn.init.normal_(parameter, std=0.5 if "embedding" in name else parameter.shape[1] ** -0.5)
+        half = self.config.width // 2
+        frequency = (2.0 * self.config.max_length) ** -(torch.arange(half) / half)
+        angle = torch.arange(self.config.max_length)[:, None] * frequency
+        with torch.no_grad():
+            self.position_embedding.weight.copy_(0.7 * torch.cat([angle.sin(), angle.cos()], dim=1))
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Final normalised states: [B, L] int64, [B, L] bool or integer (1 = real) -> [B, L, D] float.
@@ -125,10 +155,15 @@ class _Tiny(nn.Module):
         Raises `ValueError` for a wrong rank, dtype, shape or a row that is too long.
         """
         positions, bias = self._positions_and_bias(input_ids, attention_mask)
-        x = self.token_embedding(input_ids) + self.position_embedding(positions)
+        x, angles = self._embed(input_ids, positions)
         for block in self.blocks:
-            x = block(x, bias, self.causal and bias is None)
+            x = block(x, angles, bias, self.causal and bias is None)
         return self.norm(x)
+
+    def _embed(self, ids: Tensor, positions: Tensor) -> tuple[Tensor, Angles]:
+        """What enters the first block [B, L, D], and the rotary angles; positions [L] or [B, L]."""
+        angles = self.cosine[positions][..., None, None, :], self.sine[positions][..., None, None, :]
+        return self.token_embedding(ids) + self.position_embedding(positions), angles
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> TinyOutput:
         """Logits of every position; arguments as for `hidden`."""
@@ -219,10 +254,10 @@ class TinyAR(_Tiny):
     def _prefill(self, ids: Tensor, length: Tensor, room: int) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Logits after each prompt [B, V] and caches of P + room positions. Later positions need no mask: causal."""
         batch, width = ids.shape
-        x = self.token_embedding(ids) + self.position_embedding(torch.arange(width, device=ids.device))
+        x, angles = self._embed(ids, torch.arange(width, device=ids.device))
         cache = []
         for block in self.blocks:
-            query, key, value = block.project(x)
+            query, key, value = block.project(x, angles)
             cache.append((F.pad(key, (0, 0, 0, room)), F.pad(value, (0, 0, 0, room))))
             x = block.finish(x, F.scaled_dot_product_attention(query, key, value, is_causal=True))
         last = x[torch.arange(batch, device=ids.device), length - 1]
@@ -230,11 +265,11 @@ class TinyAR(_Tiny):
 
     def _decode(self, chosen: Tensor, length: Tensor, cache: list[tuple[Tensor, Tensor]]) -> Tensor:
         """One token a row [B] at position `length` [B]; writes the caches in place. -> logits [B, V]."""
-        x = (self.token_embedding(chosen) + self.position_embedding(length))[:, None]
+        x, angles = self._embed(chosen[:, None], length[:, None])
         rows = torch.arange(len(chosen), device=chosen.device)
         visible = torch.arange(cache[0][0].shape[2], device=chosen.device) <= length[:, None]
         for block, (keys, values) in zip(self.blocks, cache, strict=True):
-            query, key, value = block.project(x)
+            query, key, value = block.project(x, angles)
             keys[rows, :, length] = key[:, :, 0]
             values[rows, :, length] = value[:, :, 0]
             x = block.finish(

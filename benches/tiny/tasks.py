@@ -226,9 +226,7 @@ class Shuffle(_WaitingLine):
         prompt, prompt_length = _assemble(self.tag, line, length)
         beyond = np.arange(self.longest) >= length[:, None]
         order = np.argsort(np.where(beyond, 2.0, rng.random(line.shape)), axis=1, kind="stable")
-        rows = Rows(
-            prompt, prompt_length, np.where(beyond, vocab.PAD, np.take_along_axis(line, order, axis=1)), length
-        )
+        rows = Rows(prompt, prompt_length, np.where(beyond, vocab.PAD, np.take_along_axis(line, order, axis=1)), length)
         return rows.take(np.flatnonzero(((order != np.arange(self.longest)) & ~beyond).any(axis=1)))
 
     def check(self, prompt: Sequence[int], answer: Sequence[int]) -> bool:

@@ -1,0 +1,1 @@
+"""The bundled tiny models: architecture, tasks, trainer, loader."""

@@ -1,0 +1,86 @@
+"""How each bundled model is made: its config and what the trainer does."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from dlm_benches.tiny import vocab
+from dlm_benches.tiny.data_text import VOCAB_SIZE, WINDOW
+from dlm_benches.tiny.model import TinyConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Data, optimiser and schedule of one model. The learning rate warms up, stays, and falls to zero at the end."""
+
+    name: str
+    objective: Literal["masked-tasks", "causal-tasks", "masked-text"]
+    data: str
+    steps: int
+    batch: int
+    lr: float = 3e-3
+    matrix_lr: float = 0.02
+    warmup: int = 100
+    decay: float = 0.4  # the last part of the steps, over which the rate falls linearly
+    ema: float = 0.995
+    seed: int = 0
+    tight: tuple[float, float] = (0.0, 0.0)  # share of short-region batches before and during the decay
+    mix: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def lr_scale(self, step: int) -> float:
+        """Multiplier of both learning rates at a step, from 0."""
+        return min(1.0, (step + 1) / self.warmup, (self.steps - step) / max(1.0, self.decay * self.steps))
+
+    def tight_at(self, step: int) -> float:
+        return self.tight[0] if step < (1 - self.decay) * self.steps else self.tight[1]
+
+
+MIX = {"sort": 3.0, "reverse": 1.0, "copy": 0.7, "addition": 1.5, "replace": 0.8, "shuffle": 0.7, "sudoku": 2.3}
+
+TASK_DATA = (
+    "generated questions, training split only (keyed hash of the prompt; Sudoku by completed grid); row = "
+    "[prompt | region | PAD], region 32, 1 row in 5 answer + 1 .. 32; mask ratio uniform (0.02, 1); "
+    "loss on masked region positions, EOS after the first weighted 0.1"
+)
+
+RECIPES = {
+    "reasoning": Recipe("reasoning", "masked-tasks", TASK_DATA, steps=8000, batch=128, tight=(0.75, 0.25), mix=MIX),
+    "reasoning-ar": Recipe(
+        "reasoning-ar",
+        "causal-tasks",
+        "the same questions, mix and split as `reasoning`; loss on the answer and one EOS",
+        steps=4500,
+        batch=128,
+        mix=MIX,
+    ),
+    "text": Recipe(
+        "text",
+        "masked-text",
+        "prose of the language reference (pydoc_data.topics) and of the standard library's docstrings; windows of 256 "
+        "tokens of a 512-piece byte-pair tokenizer; mask ratio uniform (0.02, 1), half of the rows keep a prompt of up "
+        "to 128 tokens; one document in 10 held out",
+        steps=2400,
+        batch=16,
+        matrix_lr=0.01,
+    ),
+}
+
+
+def config_for(recipe: Recipe) -> TinyConfig:
+    """The architecture of a recipe's model."""
+    if recipe.objective == "masked-text":
+        eos, pad, mask = VOCAB_SIZE - 3, VOCAB_SIZE - 2, VOCAB_SIZE - 1  # as TextTokenizer numbers them
+        return TinyConfig("tiny-dlm", VOCAB_SIZE, mask, eos, pad, max_length=WINDOW)
+    kind: Literal["tiny-dlm", "tiny-ar"] = "tiny-ar" if recipe.objective == "causal-tasks" else "tiny-dlm"
+    return TinyConfig(
+        kind,
+        vocab_size=vocab.SIZE,
+        mask_token_id=vocab.MASK,
+        eos_token_id=vocab.EOS,
+        pad_token_id=vocab.PAD,
+        max_length=64,
+    )
