@@ -26,6 +26,8 @@ class Prompts:
     """int64 [B]."""
     left_padded: bool
     """True when the caller's padding was on the left; the output is padded the same way."""
+    width: int
+    """Columns of the caller's prompts, padding included."""
     pad_id: int
     """The caller's padding token; without padding the end-of-text or, failing that, the mask token."""
 
@@ -86,7 +88,7 @@ def read_prompts(
     if padded_left and padded_right:
         raise InvalidArgumentError("attention_mask pads some rows on the left and some on the right; use one side")
     longest = int(length.max()) if length.numel() else 0
-    return Prompts(tokens[:, :longest], blanks[:, :longest], length, padded_left, pad_id)
+    return Prompts(tokens[:, :longest], blanks[:, :longest], length, padded_left, width, pad_id)
 
 
 def check_vocabulary(tokens: Tensor, given: Tensor, vocab_size: int | None) -> None:
@@ -120,7 +122,7 @@ def new_state(
     device = prompts.tokens.device
     rows = prompts.tokens.shape[0]
     length = prompts.length + max_new_tokens
-    width = int(length.max()) if rows else 0
+    width = max(int(length.max()), 1) if rows else 1
     column = torch.arange(width, device=device)
     tokens = torch.full((rows, width), spec.mask_id, dtype=torch.int64, device=device)
     tokens[:, : prompts.tokens.shape[1]] = prompts.tokens[:, :width]
@@ -151,11 +153,11 @@ def new_state(
 
 
 def to_caller_layout(tokens: Tensor, length: Tensor, prompts: Prompts) -> Tensor:
-    """Canvases [B, L], padded on the right, as the caller pads: same side, same token."""
-    width = tokens.shape[1]
+    """Canvases [B, L], padded on the right, as the caller pads: same side, same token, no column fewer than it had."""
+    width = prompts.width + (int((length - prompts.length).max()) if length.numel() else 0)
+    tokens = torch.nn.functional.pad(tokens, (0, width - tokens.shape[1]))  # drops columns when there are too many
     column = torch.arange(width, device=tokens.device)
-    valid = column < length[:, None]
-    tokens = tokens.masked_fill(~valid, prompts.pad_id)
+    tokens = tokens.masked_fill(column >= length[:, None], prompts.pad_id)
     if not prompts.left_padded:
         return tokens
     return tokens.gather(1, (column - (width - length)[:, None]) % max(width, 1))

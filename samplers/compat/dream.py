@@ -69,7 +69,7 @@ def diffusion_generate(
     - Noise is keyed by `seed`, row, position and step, so a row's tokens do not depend on the batch; "origin" is equal in
       distribution.
     - NaN logits raise (upstream falls back to greedy without a word).
-    - Rows are computed without their padding; positions start at 0 after it, as upstream's position ids do.
+    - Padding must be on the left; rows are computed without it, positions start at 0, as upstream's position ids do.
     - The tokens hook receives logits=None (upstream: the logits of the step). It must return a canvas of x's shape.
     """
     options = _options(model, generation_config, kwargs)
@@ -95,6 +95,8 @@ def diffusion_generate(
     sampler = DreamSampler(model, spec=ModelSpec(mask_id=mask_id, **DREAM), policy=policy)
     editable = None
     if attention_mask is not None:
+        if length and not bool(attention_mask[:, -1].all()):
+            raise InvalidArgumentError("attention_mask: pad the prompts on the left")
         editable = (inputs == mask_id) & attention_mask.bool()
     steps_taken = 0
 
@@ -126,6 +128,9 @@ def diffusion_generate(
         callback_on_step_end=on_step_end,
         return_history=options["output_history"],
     )
+    if attention_mask is not None:
+        for canvas in (output.sequences, *output.history):
+            canvas[:, :length] = torch.where(attention_mask.bool(), canvas[:, :length], inputs)  # the caller's padding
     if not options["return_dict_in_generate"]:
         return output.sequences
     return DreamModelOutput(output.sequences, tuple(output.history[1:]) if options["output_history"] else None)
