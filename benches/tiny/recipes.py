@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from dlm_benches.tiny import vocab
@@ -26,7 +26,7 @@ class Recipe:
     ema: float = 0.995
     seed: int = 0
     tight: tuple[float, float] = (0.0, 0.0)  # share of short-region batches before and during the decay
-    mix: dict[str, float] = field(default_factory=dict)
+    mixes: tuple[tuple[int, dict[str, float]], ...] = ()  # (from this step on, task weights), in order
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -38,8 +38,15 @@ class Recipe:
     def tight_at(self, step: int) -> float:
         return self.tight[0] if step < (1 - self.decay) * self.steps else self.tight[1]
 
+    def mix_at(self, step: int) -> dict[str, float]:
+        """Task weights at a step."""
+        return [mix for start, mix in self.mixes if start <= step][-1]
 
-MIX = {"sort": 3.0, "reverse": 1.0, "copy": 0.7, "addition": 1.5, "replace": 0.8, "shuffle": 0.7, "sudoku": 2.3}
+
+FIRST_MIX = {"sort": 3.0, "reverse": 1.0, "copy": 0.7, "addition": 1.5, "replace": 0.8, "shuffle": 0.7, "sudoku": 2.3}
+# By step 1,400 sort, reverse, copy and replace are at 97 to 100 % and addition has not begun.
+SECOND_MIX = {"sort": 2.0, "reverse": 0.5, "copy": 0.4, "addition": 4.0, "replace": 0.4, "shuffle": 1.2, "sudoku": 2.5}
+MIXES = ((0, FIRST_MIX), (1400, SECOND_MIX))
 
 TASK_DATA = (
     "generated questions, training split only (keyed hash of the prompt; Sudoku by completed grid); row = "
@@ -48,14 +55,14 @@ TASK_DATA = (
 )
 
 RECIPES = {
-    "reasoning": Recipe("reasoning", "masked-tasks", TASK_DATA, steps=8000, batch=128, tight=(0.75, 0.25), mix=MIX),
+    "reasoning": Recipe("reasoning", "masked-tasks", TASK_DATA, steps=8000, batch=128, tight=(0.75, 0.25), mixes=MIXES),
     "reasoning-ar": Recipe(
         "reasoning-ar",
         "causal-tasks",
         "the same questions, mix and split as `reasoning`; loss on the answer and one EOS",
         steps=4500,
         batch=128,
-        mix=MIX,
+        mixes=((0, SECOND_MIX),),
     ),
     "text": Recipe(
         "text",

@@ -30,6 +30,7 @@ from dlm_benches.tiny.load import STORAGE, load_folder
 from dlm_benches.tiny.model import TinyAR, TinyDLM, build
 from dlm_benches.tiny.optim import MuonAdamW
 from dlm_benches.tiny.recipes import RECIPES, Recipe, config_for
+from dlm_benches.tiny.tasks import TASKS
 
 CHECKPOINT_SECONDS = 120.0
 LOG_STEPS = 50
@@ -72,10 +73,10 @@ class Run:
         """The batch of the current step: a function of the recipe's seed and the step alone."""
         recipe, rng = self.recipe, np.random.default_rng([self.recipe.seed, self.step])
         if recipe.objective == "masked-tasks":
-            return masked_batch(rng, recipe.batch, recipe.mix, recipe.tight_at(self.step))
+            return masked_batch(rng, recipe.batch, recipe.mix_at(self.step), recipe.tight_at(self.step))
         if recipe.objective == "masked-text":
             return masked_text_batch(rng, recipe.batch, self.stream, self.config.mask_token_id)
-        return causal_batch(rng, recipe.batch, recipe.mix)
+        return causal_batch(rng, recipe.batch, recipe.mix_at(self.step))
 
     def advance(self) -> float:
         """One optimiser step; the loss."""
@@ -190,9 +191,9 @@ def train(
     """
     if name not in RECIPES:
         raise ValueError(f"name: expected one of {sorted(RECIPES)}, got {name!r}")
-    if unknown := sorted(set(mix or {}) - set(RECIPES[name].mix)):
-        raise ValueError(f"mix: {unknown} are not among the tasks {sorted(RECIPES[name].mix)}")
-    changes = {"steps": steps, "seed": seed, "mix": mix}
+    if unknown := sorted(set(mix or {}) - set(TASKS)):
+        raise ValueError(f"mix: {unknown} are not among the tasks {sorted(TASKS)}")
+    changes = {"steps": steps, "seed": seed, "mixes": mix and ((0, mix),)}
     recipe = dataclasses.replace(RECIPES[name], **{k: v for k, v in changes.items() if v is not None})
     run = Run(recipe, Path(out_dir), resume=resume)
     saved = evaluated = time.monotonic()

@@ -5,7 +5,7 @@ import pytest
 
 from dlm_benches.tiny import vocab
 from dlm_benches.tiny.data_tasks import REGION, causal_batch, masked_batch
-from dlm_benches.tiny.recipes import MIX
+from dlm_benches.tiny.recipes import FIRST_MIX
 from dlm_benches.tiny.tasks import TASKS, Sudoku, is_test, sudoku_grids
 
 NAMES = sorted(TASKS)
@@ -95,7 +95,7 @@ def test_vocabulary_round_trip_and_errors():
 
 @pytest.mark.parametrize("tight", [0.0, 1.0])
 def test_masked_batches_hide_only_the_region(tight, rng):
-    batch = masked_batch(rng, 64, MIX, tight)
+    batch = masked_batch(rng, 64, FIRST_MIX, tight)
     hidden = batch.inputs == vocab.MASK
     assert hidden.any(dim=1).float().mean() > 0.9
     assert (batch.inputs == batch.targets)[~hidden].all()
@@ -108,7 +108,7 @@ def test_masked_batches_hide_only_the_region(tight, rng):
 
 
 def test_causal_batches_ask_for_the_answer_and_one_eos(rng):
-    batch = causal_batch(rng, 64, MIX)
+    batch = causal_batch(rng, 64, FIRST_MIX)
     for targets, weights in zip(batch.targets.tolist(), batch.weights.tolist(), strict=True):
         asked = [t for t, w in zip(targets, weights, strict=True) if w]
         assert asked[-1] == vocab.EOS
