@@ -168,6 +168,7 @@ def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> N
     """Writes beside `path`, then renames, so that a reader never sees half a file."""
     partial = path.with_suffix(".partial")
     save_file(tensors, partial, metadata)
+    partial.chmod(0o644)  # safetensors writes for the owner alone
     os.replace(partial, path)
 
 
