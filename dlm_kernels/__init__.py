@@ -1,0 +1,26 @@
+"""Kernels for diffusion language models: score tokens, choose positions, commit. See `python -m dlm_kernels.info`."""
+
+from dlm_kernels.commit import commit_
+from dlm_kernels.denoise_step import denoise_step_
+from dlm_kernels.dispatch import use_backend
+from dlm_kernels.errors import BackendUnavailableError, DLMKernelsError, InvalidArgumentError
+from dlm_kernels.results import StepStats, TokenScores
+from dlm_kernels.rng import keyed_uniform
+from dlm_kernels.score_tokens import score_tokens
+from dlm_kernels.select_positions import select_positions
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendUnavailableError",
+    "DLMKernelsError",
+    "InvalidArgumentError",
+    "StepStats",
+    "TokenScores",
+    "commit_",
+    "denoise_step_",
+    "keyed_uniform",
+    "score_tokens",
+    "select_positions",
+    "use_backend",
+]

@@ -1,0 +1,137 @@
+"""Chooses a backend: one table {(op, backend): function}, filled as ops are first used.
+
+`backend=` beats `with use_backend(...)`, which beats the environment variable DLM_KERNELS_BACKEND. A backend named in any of
+these ways must be there, otherwise `BackendUnavailableError`. Without a name the best available one for the tensor's device
+runs; when that is not the first choice, one warning says what is lost.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from contextvars import ContextVar
+from functools import cache
+from importlib import import_module
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import torch
+
+from dlm_kernels.errors import BackendUnavailableError, InvalidArgumentError
+
+ENVIRONMENT_VARIABLE = "DLM_KERNELS_BACKEND"
+AUTO = "auto"  # how "no backend named" is spelled in an operator's arguments, which cannot be None
+
+BACKENDS = ("cpu", "numba", "reference")
+DEVICES = {"cpu": ("cpu",), "numba": ("cpu",), "reference": None}  # None: every device
+PREFERENCE = {"cpu": ("cpu", "numba", "reference")}  # by device type; elsewhere the reference
+LOST = {
+    "numba": "the ops are several times slower and compile at their first call",
+    "reference": "the ops are far slower and use more memory",
+}
+
+_TABLE: dict[tuple[str, str], Callable[..., Any]] = {}
+_chosen: ContextVar[str | None] = ContextVar("dlm_kernels_backend", default=None)
+
+
+class BackendStatus(NamedTuple):
+    available: bool
+    reason: str  # why not; empty when available
+
+
+class use_backend:  # noqa: N801 - reads as a statement: `with use_backend("reference"):`
+    """Every op inside the `with` runs on this backend. Nests; holds for the current thread or task.
+
+    Raises InvalidArgumentError for an unknown name and BackendUnavailableError if the backend is not there.
+
+    >>> import torch, dlm_kernels
+    >>> with dlm_kernels.use_backend("reference"):
+    ...     dlm_kernels.score_tokens(torch.tensor([[0.0, 2.0, 1.0]])).token
+    tensor([1])
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = check_name(name, "name")
+        require(name)
+        self._tokens: list[Any] = []
+
+    def __enter__(self) -> use_backend:
+        self._tokens.append(_chosen.set(self.name))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _chosen.reset(self._tokens.pop())
+
+
+def check_name(name: str, argument: str = "backend") -> str:
+    if name not in BACKENDS:
+        raise InvalidArgumentError(f"{argument} must be one of {BACKENDS}, got {name!r}")
+    return name
+
+
+@cache
+def backend_status(name: str) -> BackendStatus:
+    """Whether a backend can run in this process and, if not, why."""
+    if name == "reference":
+        return BackendStatus(True, "")
+    try:
+        available, reason = import_module(f"dlm_kernels.{name}").available()
+        return BackendStatus(bool(available), "" if available else reason)
+    except AttributeError:
+        return BackendStatus(False, f"this installation has no {name} kernels")
+    except Exception as error:  # a broken optional dependency may raise anything at import
+        return BackendStatus(False, f"{type(error).__name__}: {error}")
+
+
+def require(name: str) -> None:
+    available, reason = backend_status(name)
+    if not available:
+        raise BackendUnavailableError(f"backend {name!r} is not available: {reason}")
+
+
+def resolve(backend: str, device: torch.device) -> str:
+    """The name of the backend that runs on `device`: the one asked for, or the best available."""
+    if backend != AUTO:
+        name = backend
+    else:
+        name = _chosen.get() or os.environ.get(ENVIRONMENT_VARIABLE) or AUTO
+        if name == AUTO:
+            return _automatic(device.type)
+        check_name(name, ENVIRONMENT_VARIABLE)
+    require(name)
+    devices = DEVICES[name]
+    if devices is not None and device.type not in devices:
+        raise BackendUnavailableError(f"backend {name!r} runs on {' and '.join(devices)} tensors, got one on {device}")
+    return name
+
+
+@cache
+def _automatic(device_type: str) -> str:
+    candidates = PREFERENCE.get(device_type, ("reference",))
+    skipped = []
+    for name in candidates:
+        available, reason = backend_status(name)
+        if available:
+            if skipped:
+                warnings.warn(
+                    f"dlm_kernels falls back to the {name} backend: {LOST[name]} ({'; '.join(skipped)}). "
+                    "`python -m dlm_kernels.info` shows what is installed.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            return name
+        skipped.append(f"{name}: {reason}")
+    raise AssertionError("the reference is always available")
+
+
+def kernel(op: str, backend: str, device: torch.device) -> Callable[..., Any]:
+    """The function that carries out `op`; see `library.py` for its arguments."""
+    key = (op, resolve(backend, device))
+    function = _TABLE.get(key)
+    if function is None:
+        function = getattr(import_module(f"dlm_kernels.{key[1]}.{op.rstrip('_')}"), op)
+        _TABLE[key] = function
+    return function

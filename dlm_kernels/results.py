@@ -1,0 +1,26 @@
+"""What the ops return."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class TokenScores(NamedTuple):
+    """Statistics of rows of logits; every field has the rows' shape [...]."""
+
+    token: Tensor  # int64
+    confidence: Tensor  # fp32, probability of `token`
+    margin: Tensor  # fp32, highest minus second highest probability
+    entropy: Tensor  # fp32, nats
+    logsumexp: Tensor  # fp32
+
+
+class StepStats(NamedTuple):
+    """What one denoising step did."""
+
+    committed: Tensor  # int32 [B], positions written
+    remaining: Tensor  # int32 [B], eligible positions left
+    confidence: Tensor  # fp32 [B, L], 0 where not eligible
+    selected: Tensor  # bool [B, L]

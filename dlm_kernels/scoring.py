@@ -1,0 +1,79 @@
+"""The scoring arguments that `score_tokens` and `denoise_step_` share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dlm_kernels import arguments
+from dlm_kernels.errors import InvalidArgumentError
+
+CONFIDENCES = ("model", "sampling")
+FILTER_ORDERS = ("top_k_first", "top_p_first")
+
+
+class Scoring(NamedTuple):
+    """Scoring arguments as the operators take them."""
+
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    seed: Tensor
+    row_ids: Tensor
+    step: Tensor
+    suppress_ids: Tensor | None
+    eligible: Tensor | None
+    sampling_confidence: bool
+    top_p_first: bool
+
+
+def check_logits(logits: Any, least_rank: int, most_rank: int | None = None) -> Tensor:
+    """Logits with a vocabulary the ops can take, off the autograd tape, last dimension contiguous (a copy only if it is not)."""
+    if not isinstance(logits, Tensor):
+        raise InvalidArgumentError(f"logits must be a tensor, got {type(logits).__name__}")
+    if logits.dtype not in arguments.LOGIT_DTYPES:
+        raise InvalidArgumentError(f"logits must be float32, bfloat16 or float16, got {logits.dtype}")
+    if logits.ndim < least_rank or (most_rank is not None and logits.ndim > most_rank):
+        wanted = "[..., V]" if most_rank is None else "[B, L, V]"
+        raise InvalidArgumentError(f"logits must have shape {wanted}, got {list(logits.shape)}")
+    if not 1 <= logits.shape[-1] <= arguments.MAX_VOCABULARY:
+        raise InvalidArgumentError(f"logits must have a vocabulary of 1 to 2^26 entries, got {logits.shape[-1]}")
+    if logits.requires_grad:
+        logits = logits.detach()
+    return logits if logits.stride(-1) == 1 else logits.contiguous()
+
+
+def normalise(
+    logits: Tensor,
+    shape: Sequence[int],
+    row_ids: Tensor,
+    *,
+    temperature: Any,
+    top_k: Any,
+    top_p: Any,
+    seed: Any,
+    step: Any,
+    suppress_ids: Any,
+    eligible: Any,
+    confidence: Any,
+    filter_order: Any,
+) -> Scoring:
+    """Checks the arguments against logits of row shape `shape`; per-row tensors come out in that shape."""
+    if eligible is not None:
+        arguments.tensor("eligible", eligible, (torch.bool,), shape)
+        arguments.same_device("eligible", eligible, logits)
+    return Scoring(
+        arguments.floats("temperature", temperature, shape, logits, at_least=0.0),
+        arguments.integers("top_k", top_k, shape, logits, low=0),
+        arguments.floats("top_p", top_p, shape, logits, above=0.0, at_most=1.0),
+        arguments.seeds("seed", seed, shape, logits),
+        arguments.integers("row_ids", row_ids, shape, logits),
+        arguments.integers("step", step, shape, logits, low=0, high=arguments.STEP_MAX),
+        arguments.vocabulary_ids("suppress_ids", suppress_ids, logits.shape[-1], logits),
+        eligible,
+        arguments.choice("confidence", confidence, CONFIDENCES) == "sampling",
+        arguments.choice("filter_order", filter_order, FILTER_ORDERS) == "top_p_first",
+    )
