@@ -43,7 +43,7 @@ def find_compiler() -> list[str] | None:
         if shutil.which(command[0]):
             with tempfile.TemporaryDirectory() as tmp:
                 source = Path(tmp, "probe.cpp")
-                source.write_text("#include <cstdint>\nextern \"C\" int dlmk_probe() { return 1; }\n")
+                source.write_text('#include <cstdint>\nextern "C" int dlmk_probe() { return 1; }\n')
                 probe = [*command, "-std=c++17", "-shared", "-fPIC", str(source), "-o", str(Path(tmp, "probe.so"))]
                 if subprocess.run(probe, capture_output=True).returncode == 0:
                     return command
@@ -74,7 +74,8 @@ class BuildKernels(build_ext):
                 target = build / (source.replace("/", "_") + ".o")
                 flags = [*CONFIG.FLAGS, *getattr(CONFIG, "FLAGS_OF", {}).get(source, [])]
                 subprocess.run(
-                    [*COMPILER, *flags, "-c", str(ROOT / source), "-I", str(ROOT / "csrc"), "-o", str(target)], check=True
+                    [*COMPILER, *flags, "-c", str(ROOT / source), "-I", str(ROOT / "csrc"), "-o", str(target)],
+                    check=True,
                 )
                 objects.append(str(target))
             unfinished = output.with_suffix(".tmp")
@@ -110,7 +111,11 @@ for package, folder in FOLDERS.items():
 setup(
     packages=packages,
     package_dir=package_dir,
-    package_data={"dlm_kernels": ["py.typed"], "dlm_samplers": ["py.typed"], "dlm_benches": ["models/*/*", "templates/*"]},
+    package_data={
+        "dlm_kernels": ["py.typed"],
+        "dlm_samplers": ["py.typed"],
+        "dlm_benches": ["models/*/*", "templates/*"],
+    },
     include_package_data=False,
     ext_modules=[Extension("dlm_kernels.cpu._dlmk_cpu", sources=list(CONFIG.SOURCES), optional=MODE != "require")]
     if COMPILER

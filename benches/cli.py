@@ -9,7 +9,9 @@ import typer
 
 from dlm_benches.kernels import kernels
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Demonstrations, training and benchmarks of dlm-kernels.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Demonstrations, training and benchmarks of dlm-kernels."
+)
 app.command()(kernels)
 
 

@@ -33,7 +33,11 @@ class Prompts:
 
 
 def read_prompts(
-    input_ids: Tensor | Sequence[Any], attention_mask: Tensor | None, editable: Any, spec: ModelSpec, device: torch.device
+    input_ids: Tensor | Sequence[Any],
+    attention_mask: Tensor | None,
+    editable: Any,
+    spec: ModelSpec,
+    device: torch.device,
 ) -> Prompts:
     """Checks the prompts and strips their padding.
 
@@ -61,8 +65,12 @@ def read_prompts(
             blanks = tokens == spec.mask_id
         else:
             marks = [torch.as_tensor(mark) for mark in editable]
-            if [mark.shape for mark in marks] != [row.shape for row in rows] or any(m.dtype != torch.bool for m in marks):
-                raise InvalidArgumentError("editable must hold one 1-D bool sequence per prompt, of the prompt's length")
+            if [mark.shape for mark in marks] != [row.shape for row in rows] or any(
+                m.dtype != torch.bool for m in marks
+            ):
+                raise InvalidArgumentError(
+                    "editable must hold one 1-D bool sequence per prompt, of the prompt's length"
+                )
             blanks = _stack(marks, False).to(device)
 
     length = valid.sum(-1)

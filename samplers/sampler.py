@@ -87,7 +87,7 @@ class Sampler:
         attention_mask: Tensor | None = None,
         editable: Any = None,
         max_new_tokens: int | Sequence[int] | Tensor = 128,
-        block_length: int | None | Literal["default"] = "default",
+        block_length: int | Literal["default"] | None = "default",
         steps: int | None = None,
         temperature: float = 0.0,
         top_k: int = 0,
@@ -227,7 +227,7 @@ class Sampler:
         if not self.policy.scheduled:
             if steps is not None:
                 raise InvalidArgumentError(
-                    f"steps is for policies on a fixed schedule; {type(self.policy).__name__} decides by itself how many it takes"
+                    f"steps is for policies on a fixed schedule; {type(self.policy).__name__} decides by itself"
                 )
             return None
         longest = int(budget.max()) if budget.numel() else 0

@@ -93,7 +93,9 @@ def test_pip_install(tmp_path, environment, isolated, compiler):
 @pytest.mark.slow
 def test_sdist_installs(tmp_path, environment):
     tree = copy_of_tree(tmp_path)
-    subprocess.run([sys.executable, "-m", "build", "--sdist", "--no-isolation", str(tree)], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--sdist", "--no-isolation", str(tree)], check=True, capture_output=True
+    )
     sdist = next((tree / "dist").glob("*.tar.gz"))
     with tarfile.open(sdist) as archive:
         names = archive.getnames()

@@ -170,7 +170,9 @@ def overall(results: list[TaskResult], methods: list[Method]) -> dict[str, Any]:
     }
 
 
-def document(results: list[TaskResult], methods: list[Method], environment: dict[str, Any], recipes: dict[str, Any]) -> dict:
+def document(
+    results: list[TaskResult], methods: list[Method], environment: dict[str, Any], recipes: dict[str, Any]
+) -> dict:
     """The content of demo.json."""
     return {
         "schema": "dlm-bench/demo/1",

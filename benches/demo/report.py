@@ -33,7 +33,9 @@ def frontier(document: dict[str, Any]) -> bytes:
     tasks = document["tasks"]
     kinds = {m["name"]: m["kind"] for m in document["methods"]}
     columns = 4
-    figure, axes = plt.subplots(-(-len(tasks) // columns), columns, figsize=(15, 3.4 * -(-len(tasks) // columns)), squeeze=False)
+    figure, axes = plt.subplots(
+        -(-len(tasks) // columns), columns, figsize=(15, 3.4 * -(-len(tasks) // columns)), squeeze=False
+    )
     for axis, result in zip(axes.flat, tasks, strict=False):
         for kind, colour in COLOURS.items():
             rows = [row for name, row in result["methods"].items() if kinds[name] == kind]

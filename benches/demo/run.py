@@ -23,6 +23,7 @@ from dlm_benches.tiny.tasks import TASKS
 from dlm_samplers import Threshold
 
 LATENCY_ITEMS = 5
+TABLE_WIDTH = 120
 
 
 def run_demo(n: int, out_dir: Path, tasks: list[str] | None = None, console: Console | None = None) -> dict[str, Any]:
@@ -31,6 +32,8 @@ def run_demo(n: int, out_dir: Path, tasks: list[str] | None = None, console: Con
     Raises ValueError for an unknown task.
     """
     console = console or Console()
+    if not console.is_terminal:
+        console = Console(width=TABLE_WIDTH)  # a log file has no width of its own
     unknown = sorted(set(tasks or ()) - set(TASKS))
     if unknown:
         raise ValueError(f"tasks: unknown {unknown}; there are {list(TASKS)}")
@@ -54,7 +57,9 @@ def run_demo(n: int, out_dir: Path, tasks: list[str] | None = None, console: Con
         bar = progress.add_task("measuring", total=len(chosen) * ms.steps(methods, n))
         for task in chosen:
             progress.update(bar, description=f"{task.name:>10}")
-            results.append(ms.measure(task, methods, n, latency_items=LATENCY_ITEMS, advance=lambda: progress.advance(bar)))
+            results.append(
+                ms.measure(task, methods, n, latency_items=LATENCY_ITEMS, advance=lambda: progress.advance(bar))
+            )
             console.print(task_table(results[-1].summary()))
 
     models = {name: read_recipe(name) for name in ("reasoning", "reasoning-ar")}

@@ -34,7 +34,11 @@ def watch(model: TinyDLM, policy: Policy, item: Item, check: Callable[..., bool]
             for number, frame in enumerate(frames):
                 live.update(Text.assemble((f"{prompt:>20} ", "bold"), frame, (f"  {number} forwards", "dim")))
                 time.sleep(FRAME_SECONDS)
-            live.update(Text.assemble((f"{prompt:>20} ", "bold"), frames[-1], (f"  {len(frames) - 1} forwards, {verdict}", "dim")))
+            live.update(
+                Text.assemble(
+                    (f"{prompt:>20} ", "bold"), frames[-1], (f"  {len(frames) - 1} forwards, {verdict}", "dim")
+                )
+            )
     else:
         for number, frame in enumerate(frames):
             console.print(f"{prompt:>20} {frame}  {number} forwards", markup=False, highlight=False)
@@ -50,8 +54,17 @@ def _canvas(row: Tensor) -> str:
 def task_table(result: dict[str, Any]) -> Table:
     """The methods of one task."""
     table = Table(title=f"{result['task']}  (n = {next(iter(result['methods'].values()))['n']})", title_justify="left")
-    for column in ("method", "accuracy %", "95 % interval", "forwards", "tokens/forward", "tokens/s", "wall x", "ms alone"):
-        table.add_column(column, justify="left" if column == "method" else "right")
+    for column in (
+        "method",
+        "accuracy %",
+        "95 % interval",
+        "forwards",
+        "tokens/forward",
+        "tokens/s",
+        "wall x",
+        "ms alone",
+    ):
+        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     for name, row in result["methods"].items():
         low, high = row["interval_95"]
         style = "bold green" if name == result["picked"] else None

@@ -79,7 +79,9 @@ def diffusion_generate(
     if new_tokens is None:
         new_tokens = options["max_length"] - length
     if new_tokens < 0:
-        raise InvalidArgumentError(f"max_length = {options['max_length']} is shorter than the prompt of {length} tokens")
+        raise InvalidArgumentError(
+            f"max_length = {options['max_length']} is shorter than the prompt of {length} tokens"
+        )
     copies = options["num_return_sequences"]
     if copies > 1:
         inputs = inputs.repeat_interleave(copies, dim=0)
@@ -111,9 +113,9 @@ def diffusion_generate(
             state.tokens.copy_(generation_tokens_hook_func(step, state.tokens, None))
 
     if generation_tokens_hook_func is not None:
-        inputs = generation_tokens_hook_func(None, torch.nn.functional.pad(inputs, (0, new_tokens), value=mask_id), None)[
-            :, :length
-        ]
+        inputs = generation_tokens_hook_func(
+            None, torch.nn.functional.pad(inputs, (0, new_tokens), value=mask_id), None
+        )[:, :length]
     output = sampler.generate(
         inputs,
         attention_mask=attention_mask,

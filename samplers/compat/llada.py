@@ -63,7 +63,9 @@ def generate(
     if prompt.shape[1] and not bool(given[:, -1].all()):
         raise InvalidArgumentError("attention_mask: pad the prompts on the left")
     if bool(((prompt == mask_id) & given).any()):
-        raise InvalidArgumentError("prompt holds mask tokens; use LLaDASampler(...).generate(editable=...) to fill blanks")
+        raise InvalidArgumentError(
+            "prompt holds mask tokens; use LLaDASampler(...).generate(editable=...) to fill blanks"
+        )
     deferred = (EOS_ID, EOT_ID) if confidence_eos_eot_inf else ()
     sampler = _Published(
         model,

@@ -19,7 +19,9 @@ class Adapter:
 
     def __init__(self, model: Callable[..., Any], spec: ModelSpec) -> None:
         if not callable(model):
-            raise InvalidArgumentError(f"model must be callable: model(input_ids, ...) -> logits; got {type(model).__name__}")
+            raise InvalidArgumentError(
+                f"model must be callable: model(input_ids, ...) -> logits; got {type(model).__name__}"
+            )
         self.model = model
         self.spec = spec
 
@@ -34,7 +36,7 @@ class Adapter:
             if spec.attention_mask == "2d":
                 kwargs["attention_mask"] = valid.long()
             else:
-                kwargs["attention_mask"] = (valid[:, None, :, None] & valid[:, None, None, :])
+                kwargs["attention_mask"] = valid[:, None, :, None] & valid[:, None, None, :]
             if spec.position_ids is not None:
                 kwargs[spec.position_ids] = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         elif spec.full_attention_mask is not None:
@@ -59,9 +61,7 @@ class Adapter:
         """
         prompt = ~editable if valid is None else ~editable & valid
         unconditional = tokens.masked_fill(prompt, self.spec.mask_id)
-        both = self.forward(
-            torch.cat([tokens, unconditional]), None if valid is None else torch.cat([valid, valid])
-        )
+        both = self.forward(torch.cat([tokens, unconditional]), None if valid is None else torch.cat([valid, valid]))
         logits, baseline = both.chunk(2)
         return logits.sub_(baseline).mul_(cfg_scale + 1).add_(baseline)
 

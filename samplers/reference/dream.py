@@ -49,7 +49,10 @@ def dream_generate(
         attention_mask = torch.nn.functional.pad(attention_mask, (0, max_new_tokens), value=1)
         position_ids = (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 1)
         attention_mask = attention_mask.bool()
-        call = {"attention_mask": attention_mask[:, None, :, None] & attention_mask[:, None, None, :], "tok_idx": position_ids}
+        call = {
+            "attention_mask": attention_mask[:, None, :, None] & attention_mask[:, None, None, :],
+            "tok_idx": position_ids,
+        }
     else:
         call = {"attention_mask": "full", "tok_idx": None}
     t = torch.linspace(1, eps, steps + 1)

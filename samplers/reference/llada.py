@@ -87,7 +87,12 @@ def llada_generate(
 
 
 def _logits(
-    model: Callable[..., Any], x: Tensor, attention_mask: Tensor | None, is_prompt: Tensor, mask_id: int, cfg_scale: float
+    model: Callable[..., Any],
+    x: Tensor,
+    attention_mask: Tensor | None,
+    is_prompt: Tensor,
+    mask_id: int,
+    cfg_scale: float,
 ) -> Tensor:
     """Logits [B, L, V], guided when cfg_scale > 0: the unconditional half sees a masked prompt."""
     if cfg_scale == 0:

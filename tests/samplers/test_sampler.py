@@ -120,7 +120,9 @@ def test_infilling_fills_the_blanks_and_nothing_else(policy):
 def test_a_model_that_prefers_the_mask_token_still_ends(policy):
     model = TableModel(2)
     model.table[:, model.mask] = 100.0
-    out = LLaDASampler(model, policy=policy).generate(torch.zeros(2, 3, dtype=torch.long), max_new_tokens=24, block_length=8)
+    out = LLaDASampler(model, policy=policy).generate(
+        torch.zeros(2, 3, dtype=torch.long), max_new_tokens=24, block_length=8
+    )
     assert (out.sequences != model.mask).all()
 
 
@@ -257,7 +259,11 @@ def test_ancestral_unmask_follows_its_schedule():
     model = TableModel(2)
     steps, rows, width = 8, 300, 16
     out = LLaDASampler(model, policy=AncestralUnmask()).generate(
-        torch.zeros(rows, 1, dtype=torch.long), max_new_tokens=width, block_length=None, steps=steps, return_history=True
+        torch.zeros(rows, 1, dtype=torch.long),
+        max_new_tokens=width,
+        block_length=None,
+        steps=steps,
+        return_history=True,
     )
     canvases = torch.stack(out.history)[:, :, 1:]
     when = (canvases == model.mask).sum(0).flatten() - 1
@@ -273,5 +279,7 @@ def test_mask_id_beyond_the_logits_is_allowed():
     """Heads without an output for the mask token."""
     model = TableModel(2, vocab=10, mask=10)
     model.config.vocab_size = None
-    out = LLaDASampler(model, spec=ModelSpec(mask_id=10)).generate(torch.zeros(1, 2, dtype=torch.long), max_new_tokens=5)
+    out = LLaDASampler(model, spec=ModelSpec(mask_id=10)).generate(
+        torch.zeros(1, 2, dtype=torch.long), max_new_tokens=5
+    )
     assert (out.sequences < 10).all()
