@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import platform
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,7 @@ def main() -> None:
     parser.add_argument("--final-n", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=2)
     arguments = vars(parser.parse_args())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: the state is saved
     torch.set_num_threads(arguments.pop("threads"))
     if arguments["mix"]:
         arguments["mix"] = {k: float(v) for k, v in (pair.split("=") for pair in arguments["mix"].split(","))}
