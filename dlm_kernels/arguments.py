@@ -1,9 +1,13 @@
-"""Checks and normalises what the public functions are given. Reads shapes, types and Python numbers, never a tensor's values."""
+"""Checks and normalises what the public functions are given.
+
+Reads shapes, types and Python numbers, never a tensor's values: nothing here waits for a device.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -80,7 +84,7 @@ def floats(
         low = f"({above}" if above is not None else f"[{at_least}"
         high = f"{at_most}]" if at_most is not None else "inf)"
         raise InvalidArgumentError(f"{name} must be in {low}, {high}, got {value}")
-    return torch.full((), value, dtype=torch.float32, device=like.device).expand(shape)
+    return _constant(value, torch.float32, shape, like)
 
 
 def integers(
@@ -96,7 +100,7 @@ def integers(
     value = int(value)
     if not low <= value <= high:
         raise InvalidArgumentError(f"{name} must be in [{low}, {high}], got {value}")
-    return torch.full((), value, dtype=torch.int64, device=like.device).expand(shape)
+    return _constant(value, torch.int64, shape, like)
 
 
 def seeds(name: str, value: Any, shape: Sequence[int], like: Tensor) -> Tensor:
@@ -150,6 +154,22 @@ def _broadcast(name: str, value: Tensor, shape: Sequence[int], like: Tensor) -> 
     if missing < 0 or any(have not in (1, want) for have, want in zip(value.shape, list(shape)[missing:], strict=True)):
         raise InvalidArgumentError(f"{name} must be broadcastable to {list(shape)}, got {list(value.shape)}")
     return value.expand(shape)
+
+
+def _constant(value: float, dtype: torch.dtype, shape: Sequence[int], like: Tensor) -> Tensor:
+    """A number as an expanded tensor. Kept between calls on the CPU, where making it costs as much as a small op.
+
+    Not kept on a GPU (memory made while a CUDA graph is captured belongs to the graph) nor while tracing (it would be fake).
+    """
+    if type(like) is Tensor and like.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _kept_constant(value, dtype, tuple(shape))
+    return torch.full((), value, dtype=dtype, device=like.device).expand(shape)
+
+
+@lru_cache(maxsize=512)
+def _kept_constant(value: float, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.full((), value, dtype=dtype, device="cpu").expand(shape)
 
 
 def _show(value: Any) -> str:

@@ -40,7 +40,7 @@ class BackendStatus(NamedTuple):
     reason: str  # why not; empty when available
 
 
-class use_backend:  # noqa: N801 - reads as a statement: `with use_backend("reference"):`
+class use_backend:
     """Every op inside the `with` runs on this backend. Nests; holds for the current thread or task.
 
     Raises InvalidArgumentError for an unknown name and BackendUnavailableError if the backend is not there.

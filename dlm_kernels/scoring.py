@@ -31,7 +31,7 @@ class Scoring(NamedTuple):
 
 
 def check_logits(logits: Any, least_rank: int, most_rank: int | None = None) -> Tensor:
-    """Logits with a vocabulary the ops can take, off the autograd tape, last dimension contiguous (a copy only if it is not)."""
+    """Logits that the ops can take: off the autograd tape, last dimension contiguous (a copy only if it is not)."""
     if not isinstance(logits, Tensor):
         raise InvalidArgumentError(f"logits must be a tensor, got {type(logits).__name__}")
     if logits.dtype not in arguments.LOGIT_DTYPES:

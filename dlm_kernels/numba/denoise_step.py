@@ -1,0 +1,50 @@
+"""One denoising step: score, select, commit."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dlm_kernels.numba.commit import commit_
+from dlm_kernels.numba.keyed_uniform import keyed_uniform
+from dlm_kernels.numba.score_tokens import score_tokens
+from dlm_kernels.numba.select_positions import select_positions
+from dlm_kernels.reference.philox import UNIFORM_STREAM
+
+
+def denoise_step_(
+    tokens: Tensor,
+    logits: Tensor,
+    mask_id: int,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    seed: Tensor,
+    row_ids: Tensor,
+    step: Tensor,
+    suppress_ids: Tensor | None,
+    eligible: Tensor | None,
+    sampling_confidence: bool,
+    top_p_first: bool,
+    score: str,
+    quota: Tensor | None,
+    threshold: Tensor | None,
+    factor: Tensor | None,
+    entropy_bound: Tensor | None,
+    at_least: Tensor,
+    strict: bool,
+) -> tuple[Tensor, ...]:
+    """See the reference."""
+    masked = tokens == mask_id
+    eligible = masked if eligible is None else eligible & masked
+    token, confidence, margin, entropy, _ = score_tokens(
+        logits, temperature, top_k, top_p, seed, row_ids, step, suppress_ids, eligible, sampling_confidence, top_p_first
+    )
+    if score == "random":
+        ranked = keyed_uniform(seed, row_ids, step, UNIFORM_STREAM)
+    else:
+        ranked = {"confidence": confidence, "margin": margin, "neg_entropy": -entropy}[score]
+    selected = select_positions(ranked, eligible, quota, threshold, factor, entropy_bound, entropy, at_least, strict)
+    commit_(tokens, token, selected)
+    committed = selected.sum(-1, dtype=torch.int32)
+    return committed, eligible.sum(-1, dtype=torch.int32) - committed, confidence, selected

@@ -1,0 +1,237 @@
+"""Which token each row of logits proposes, and how sure it is: a row at a time, in a scratch row of fp32."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dlm_kernels.numba import portable_math
+from dlm_kernels.numba.portable_math import gumbel_from_uniform, keyed_words, uniform_from_word
+from dlm_kernels.numba.runtime import bits_float, flat, float_bits, jit, over_rows
+
+f32, u32, u64, i64 = np.float32, np.uint32, np.uint64, np.int64
+
+FP32, BF16, FP16 = 0, 1, 2
+FORMATS = {
+    torch.float32: (FP32, torch.int32, np.uint32),
+    torch.bfloat16: (BF16, torch.int16, np.uint16),
+    torch.float16: (FP16, torch.int16, np.uint16),
+}
+
+NEGATIVE_INFINITY = f32(-math.inf)
+ZERO, ONE = f32(0), f32(1)
+MASS_SCALE = f32(2.0**36)
+LARGEST_GUMBEL = f32(22.9)  # that of the smallest uniform number, 2^-33, is 22.874
+NOTHING_BELOW = f32(-87)  # exp underflows there
+SIGN = u32(0x80000000)
+ALL_BITS = u32(0xFFFFFFFF)
+
+
+@jit
+def widen(bits, start, kind, x):
+    """Row of fp32, bf16 or fp16 bits to fp32. Adding 0 turns -0 into 0, so that equal values have equal bits."""
+    if kind == FP32:
+        for v in range(x.size):
+            x[v] = bits_float(u32(bits[start + v])) + ZERO
+    elif kind == BF16:
+        for v in range(x.size):
+            x[v] = bits_float(u32(u32(bits[start + v]) << u32(16))) + ZERO
+    else:
+        for v in range(x.size):
+            half = u32(bits[start + v])
+            size = u32(half & u32(0x7FFF))
+            if size >= u32(0x7C00):  # infinity or NaN
+                wide = bits_float(u32(u32(0x7F800000) | (size & u32(0x3FF)) << u32(13)))
+            elif size >= u32(0x400):
+                wide = bits_float(u32((size << u32(13)) + u32(0x38000000)))  # exponent bias 15 to 127
+            else:
+                wide = f32(size) * f32(2.0**-24)
+            x[v] = (-wide if half & u32(0x8000) else wide) + ZERO
+
+
+@jit
+def sort_key(value):
+    """uint32 that orders like the float."""
+    bits = float_bits(value)
+    return u32(bits ^ ALL_BITS) if bits & SIGN else u32(bits | SIGN)
+
+
+@jit
+def smallest_key(x, weight, limit, least):
+    """The least key, not below `least`, whose strictly greater values (from `least` up) have less than `limit` weight.
+
+    A radix descent, eight bits a round: in a round, groups of keys from the top down; the last group that begins below the
+    limit has the answer. At least one value, the maximum, is at or above it.
+    """
+    prefix, above = u32(0), i64(0)
+    count, mass = np.empty(256, np.int64), np.empty(256, np.int64)
+    for round_ in range(4):
+        shift = u32(24 - 8 * round_)
+        fixed = u32(0) if round_ == 0 else u32(ALL_BITS << u32(32 - 8 * round_))
+        count[:] = 0
+        mass[:] = 0
+        for v in range(x.size):
+            key = sort_key(x[v])
+            if key >= least and (key & fixed) == prefix:
+                group = i64((key >> shift) & u32(255))
+                count[group] += 1
+                mass[group] += weight[v]
+        chosen, chosen_above = i64(-1), above
+        for group in range(255, -1, -1):
+            if count[group] > 0:
+                if chosen >= 0 and not np.float64(above) < limit:
+                    break
+                chosen, chosen_above = i64(group), above
+                above += mass[group]
+        above = chosen_above
+        prefix = u32(prefix | (u32(chosen) << shift))
+    return prefix
+
+
+@jit
+def cut_of_filters(x, m, t, top_k, top_p, top_p_first):
+    """The least key that top-k and top-p leave; both keep every value from some value up."""
+    in_top_k, in_top_p = u32(0), u32(0)
+    if 0 < top_k < x.size:
+        # The k-th largest: fewer than k values are strictly greater.
+        in_top_k = smallest_key(x, np.ones(x.size, np.int64), np.float64(top_k), u32(0))
+    if not top_p >= ONE:
+        weight = np.empty(x.size, np.int64)
+        least = u32(0) if top_p_first else in_top_k
+        total = i64(0)
+        for v in range(x.size):
+            weight[v] = i64(portable_math.exp((x[v] - m) / t) * MASS_SCALE)
+            if sort_key(x[v]) >= least:
+                total += weight[v]
+        in_top_p = smallest_key(x, weight, np.float64(top_p) * np.float64(total), least)
+    return max(in_top_k, in_top_p)
+
+
+@jit
+def draw(x, m, first, t, cut, seed, row_id, step):
+    """argmax of (x - m) / t + Gumbel noise over what is kept, lowest index on ties.
+
+    Begins at the block of the maximum: then what cannot win even with the largest noise needs no random numbers.
+    """
+    blocks = (x.size + 3) // 4
+    best, token = NEGATIVE_INFINITY, i64(-1)
+    for turn in range(-1, blocks):
+        block = first // 4 if turn < 0 else turn
+        if turn == first // 4:
+            continue
+        begin, end = 4 * block, min(4 * block + 4, x.size)
+        possible = False
+        for v in range(begin, end):
+            possible |= (x[v] - m) / t + LARGEST_GUMBEL >= best
+        if not possible:
+            continue
+        words = keyed_words(seed, row_id, step, u64(block), u64(0))
+        for v in range(begin, end):
+            if sort_key(x[v]) >= cut:
+                noised = (x[v] - m) / t + gumbel_from_uniform(uniform_from_word(words[v - begin]))
+                if token < 0 or noised > best or (noised == best and v < token):
+                    best, token = noised, i64(v)
+    return token
+
+
+@jit
+def statistics(x, m, t, cut, token):
+    """Of softmax((x - m) / t) over what is kept: probability of `token`, margin, entropy, log of the sum."""
+    total, weighted, second, top = 0.0, 0.0, ZERO, ZERO
+    for v in range(x.size):
+        y = (x[v] - m) / t
+        if y > NOTHING_BELOW and sort_key(x[v]) >= cut:
+            e = portable_math.exp(y)
+            total += np.float64(e)
+            weighted += np.float64(e) * np.float64(y)
+            if e > top:
+                top, second = e, top
+            elif e > second:
+                second = e
+    log_total = math.log(total)
+    confidence = np.float64(portable_math.exp((x[token] - m) / t)) / total
+    return confidence, (1.0 - np.float64(second)) / total, log_total - weighted / total, log_total
+
+
+@jit
+def score_row(x, temperature, top_k, top_p, seed, row_id, step, sampling_confidence, top_p_first):
+    m, first, nan, infinite = x[0], i64(0), i64(-1), 0
+    for v in range(x.size):
+        value = x[v]
+        if value > m:
+            m, first = value, i64(v)
+        if value != value and nan < 0:
+            nan = i64(v)
+        infinite += value == math.inf
+    if nan >= 0:
+        return nan, math.nan, math.nan, math.nan, math.nan
+    if infinite:
+        return first, 1.0 / infinite, 1.0 if infinite == 1 else 0.0, math.log(infinite), math.inf
+    if m == NEGATIVE_INFINITY:
+        return i64(0), 0.0, 0.0, 0.0, -math.inf
+
+    t = temperature if temperature > ZERO else ONE
+    cut = u32(0)
+    if temperature > ZERO or sampling_confidence:
+        cut = cut_of_filters(x, m, t, top_k, top_p, top_p_first)
+    token = first
+    if temperature > ZERO:
+        token = draw(x, m, first, t, cut, seed, row_id, step)
+    if not sampling_confidence:
+        t, cut = ONE, u32(0)
+    confidence, margin, entropy, log_total = statistics(x, m, t, cut, token)
+    return token, confidence, margin, entropy, np.float64(m) / np.float64(t) + log_total
+
+
+@jit
+def score_rows(
+    begin, end, live, bits, starts, kind, vocabulary, temperature, top_k, top_p, seed, row_ids, step,
+    suppress_ids, sampling_confidence, top_p_first, token, floats,
+):  # fmt: skip
+    x = np.empty(vocabulary, np.float32)
+    for i in range(begin, end):
+        r = live[i]
+        widen(bits, starts[i], kind, x)
+        for j in range(suppress_ids.size):
+            x[suppress_ids[j]] = NEGATIVE_INFINITY
+        token[r], floats[0, r], floats[1, r], floats[2, r], floats[3, r] = score_row(
+            x, temperature[r], top_k[r], top_p[r], seed[r], row_ids[r], step[r], sampling_confidence, top_p_first
+        )
+
+
+def score_tokens(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    seed: Tensor,
+    row_ids: Tensor,
+    step: Tensor,
+    suppress_ids: Tensor | None,
+    eligible: Tensor | None,
+    sampling_confidence: bool,
+    top_p_first: bool,
+) -> tuple[Tensor, ...]:
+    """See the reference."""
+    rows, length, vocabulary = logits.shape
+    token = torch.zeros((rows, length), dtype=torch.int64)
+    floats = torch.zeros((4, rows, length), dtype=torch.float32)
+    floats[3] = -math.inf
+    live = np.arange(rows * length) if eligible is None else flat(eligible).nonzero()[0]
+    if live.size:
+        kind, same_size, unsigned = FORMATS[logits.dtype]
+        strides = logits.stride()
+        starts = live // length * strides[0] + live % length * strides[1]
+        span = (rows - 1) * strides[0] + (length - 1) * strides[1] + vocabulary
+        bits = logits.detach().view(same_size).as_strided((span,), (1,)).numpy().view(unsigned)
+        suppressed = np.empty(0, np.int64) if suppress_ids is None else flat(suppress_ids)
+        over_rows(
+            score_rows, live.size, live.size * vocabulary, live, bits, starts, kind, vocabulary,
+            flat(temperature), flat(top_k), flat(top_p), flat(seed), flat(row_ids), flat(step), suppressed,
+            sampling_confidence, top_p_first, token.view(-1).numpy(), floats.view(4, -1).numpy(),
+        )  # fmt: skip
+    # Copies, because outputs of an operator must not share memory.
+    return token, *(value.clone() for value in floats.unbind())
