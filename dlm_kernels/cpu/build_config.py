@@ -1,6 +1,22 @@
-"""What setup.py compiles for the CPU backend. Imports nothing, so that a build needs no torch."""
+"""What setup.py compiles for the CPU backend. Imports nothing but the standard library, so that a build needs no torch."""
 
-SOURCES: list[str] = []
-HEADERS: list[str] = []
-FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-ffp-contract=off"]
+import platform
+
+SOURCES = [
+    "csrc/cpu/row.cpp",
+    "csrc/cpu/filters.cpp",
+    "csrc/cpu/score.cpp",
+    "csrc/cpu/select.cpp",
+    "csrc/cpu/kernels_scalar.cpp",
+    "csrc/cpu/kernels_avx2.cpp",
+    "csrc/cpu/kernels_avx512.cpp",
+]
+# No contraction: the arithmetic that decides tokens must round the same way in every backend.
+FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=off"]
+FLAGS_OF: dict[str, list[str]] = {}
+if platform.machine().lower() in ("x86_64", "amd64"):
+    # Each variant is entered only where the processor has its instructions; elsewhere these files are empty.
+    AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+    FLAGS_OF["csrc/cpu/kernels_avx2.cpp"] = AVX2
+    FLAGS_OF["csrc/cpu/kernels_avx512.cpp"] = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 OUTPUT = "dlm_kernels/cpu/_dlmk_cpu.so"

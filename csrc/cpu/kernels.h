@@ -1,0 +1,56 @@
+// The loops over a chunk of logits: one table of functions per instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "common/philox.h"
+
+namespace dlmk {
+
+// A chunk of fp32 logits stays in the first-level cache between the passes over it.
+constexpr int64_t kChunk = 2048;
+
+// What one chunk adds to the statistics of its row: sums relative to the chunk's own maximum, so that they depend on nothing
+// but the chunk.
+struct ChunkStats {
+  float max;  // NaN if the chunk holds one
+  float s;    // sum of e^(x - max)
+  float t;    // sum of e^(x - max) (x - max)
+};
+
+// The best noised entry so far: highest value, then lowest index.
+struct Best {
+  float value;
+  int64_t index;  // -1: none
+};
+
+// A row's sampling distribution: softmax((x - m) / temperature) over x >= keep.
+struct Sampling {
+  float m, temperature, keep;
+  DrawKey key;
+};
+
+struct ChunkKernels {
+  const char* name;
+  // fp32 view of n logits at `source` (dtype as in dlmk.h): the source itself, or `buffer` after conversion; and their maximum.
+  const float* (*load)(const void* source, int64_t dtype, int64_t n, float* buffer, float* max);
+  // Maximum of n floats, NaN if there is one.
+  float (*maximum)(const float* x, int64_t n);
+  // s and t of ChunkStats; fetches `ahead` into the cache on the way.
+  void (*sums)(const float* x, int64_t n, float max, const char* ahead, int64_t ahead_bytes, float* s, float* t);
+  // s and t over y = (x - m) / temperature of the entries >= keep.
+  void (*kept_sums)(const float* x, int64_t n, const Sampling& row, float* s, float* t);
+  // Draws for n entries, the first of which is vocabulary entry `first` (a multiple of 4); `max` bounds them.
+  void (*draw)(const float* x, int64_t n, int64_t first, float max, const Sampling& row, Best* best);
+  // Copies the entries >= lowest, in order; their number.
+  int64_t (*collect)(const float* x, int64_t n, float lowest, float* out);
+  // Index of the first entry equal to `value`; n if none.
+  int64_t (*find)(const float* x, int64_t n, float value);
+};
+
+extern const ChunkKernels kScalarKernels;
+#if defined(__x86_64__)
+extern const ChunkKernels kAvx2Kernels, kAvx512Kernels;
+#endif
+
+}  // namespace dlmk

@@ -1,0 +1,58 @@
+// One lane at a time: every processor, and the oracle of the vector variants.
+#include <cmath>
+
+#include "cpu/kernels.h"
+
+namespace dlmk {
+namespace {
+
+struct V {
+  using Float = float;
+  using Int = uint32_t;
+  using Mask = bool;
+  static constexpr int W = 1;
+  static Float load(const float* p) { return *p; }
+  static Float load_bf16(const uint16_t* p) { return bits_float(uint32_t(*p) << 16); }
+  static Float load_f16(const uint16_t* p);
+  static void store(float* p, Float x) { *p = x; }
+  static Float set(float x) { return x; }
+  static Float add(Float a, Float b) { return a + b; }
+  static Float sub(Float a, Float b) { return a - b; }
+  static Float mul(Float a, Float b) { return a * b; }
+  static Float div(Float a, Float b) { return a / b; }
+  static Float fma(Float a, Float b, Float c) { return a * b + c; }
+  static Float fnma(Float a, Float b, Float c) { return c - a * b; }
+  static Float max(Float a, Float b) { return a > b ? a : b; }
+  static Float round(Float x) { return std::nearbyint(x); }
+  static Float scale(Float p, Float n) { return p * bits_float(uint32_t(int(n) + 127) << 23); }
+  static Float select(Mask m, Float a, Float b) { return m ? a : b; }
+  static float total(Float x) { return x; }
+  static float highest(Float x) { return x; }
+  static Mask none() { return false; }
+  static Mask ge(Float a, Float b) { return a >= b; }
+  static Mask unordered(Float a, Float b) { return a != a || b != b; }
+  static Mask either(Mask a, Mask b) { return a || b; }
+  static bool any(Mask m) { return m; }
+  static uint32_t bits(Mask m) { return m; }
+  static Int set_int(uint32_t x) { return x; }
+  static Int lanes() { return 0; }
+  static Int add_int(Int a, Int b) { return a + b; }
+  static Int exclusive(Int a, Int b) { return a ^ b; }
+  static void multiply(Int a, uint32_t b, Int* high, Int* low) {
+    uint64_t product = uint64_t(a) * b;
+    *high = uint32_t(product >> 32);
+    *low = uint32_t(product);
+  }
+  static uint32_t at_most(Int a, uint32_t b) { return a <= b; }
+  static void store_int(uint32_t* p, Int a) { *p = a; }
+};
+
+#include "cpu/kernels_impl.h"
+
+V::Float V::load_f16(const uint16_t* p) { return half_to_float(*p); }
+
+}  // namespace
+
+const ChunkKernels kScalarKernels = table("scalar");
+
+}  // namespace dlmk

@@ -1,0 +1,158 @@
+#include "cpu/row.h"
+
+#include "cpu/parallel.h"
+
+namespace dlmk {
+
+const float* Row::view(int64_t chunk, float* buffer, float* max) const {
+  const int64_t begin = chunk * kChunk, n = size(chunk);
+  const float* x = kernels().load(logits + begin * width(), dtype, n, buffer, max);
+  auto id = std::lower_bound(suppressed->begin(), suppressed->end(), begin);
+  if (id == suppressed->end() || *id >= begin + n) return x;
+  if (x != buffer) std::copy(x, x + n, buffer);
+  for (; id != suppressed->end() && *id < begin + n; ++id) buffer[*id - begin] = -INFINITY;
+  *max = kernels().maximum(buffer, n);
+  return buffer;
+}
+
+void chunk_statistics(const Row& row, int64_t begin, int64_t end, Scratch& scratch, ChunkStats* chunks) {
+  float highest = -INFINITY;
+  for (int64_t c = begin; c < end; ++c) {
+    ChunkStats& chunk = chunks[c];
+    const float* x = row.view(c, scratch.buffer.data(), &chunk.max);
+    chunk.s = chunk.t = 0;
+    if (chunk.max > highest) highest = chunk.max;
+    // Sums that the final maximum makes negligible are left out when chunks are merged, whatever was computed here.
+    if (std::isfinite(chunk.max) && chunk.max >= highest - kNegligible) {
+      const int64_t next = std::min((c + 1) * kChunk, row.V);
+      const int64_t ahead = c + 1 < end ? row.size(c + 1) * row.width() : 0;
+      kernels().sums(x, row.size(c), chunk.max, row.logits + next * row.width(), ahead, &chunk.s, &chunk.t);
+    }
+  }
+}
+
+namespace {
+
+RowResult nan_row(const Row& row, int64_t chunk, Scratch& scratch) {
+  float max;
+  const float* x = row.view(chunk, scratch.buffer.data(), &max);
+  int64_t i = 0;
+  while (x[i] == x[i]) ++i;
+  return {chunk * kChunk + i, NAN, NAN, NAN, NAN};
+}
+
+RowResult infinite_row(const Row& row, Scratch& scratch) {
+  int64_t count = 0, first = -1;
+  for (int64_t c = 0; c < row.chunks(); ++c) {
+    float max;
+    const float* x = row.view(c, scratch.buffer.data(), &max);
+    if (max != INFINITY) continue;
+    for (int64_t i = 0; i < row.size(c); ++i) {
+      if (x[i] != INFINITY) continue;
+      if (first < 0) first = c * kChunk + i;
+      ++count;
+    }
+  }
+  const double n = double(count);
+  return {first, float(1 / n), count == 1 ? 1.0f : 0.0f, float(std::log(n)), INFINITY};
+}
+
+RowStats merge(const Row& row, const ChunkStats* chunks, float m, Scratch& scratch) {
+  RowStats stats{m, -INFINITY, -1, 0, 0};
+  int64_t winner = -1;
+  for (int64_t c = 0; c < row.chunks(); ++c) {
+    const ChunkStats& chunk = chunks[c];
+    if (winner < 0 && chunk.max == m)
+      winner = c;
+    else
+      stats.second = std::max(stats.second, chunk.max);
+    if (!(chunk.max >= m - kNegligible)) continue;
+    const double d = double(chunk.max) - double(m), scale = std::exp(d);
+    stats.s += scale * chunk.s;
+    stats.t += scale * (double(chunk.t) + d * chunk.s);
+  }
+  float max;
+  const float* x = row.view(winner, scratch.buffer.data(), &max);
+  const int64_t n = row.size(winner), i = kernels().find(x, n, m);
+  stats.index = winner * kChunk + i;
+  stats.second = std::max({stats.second, kernels().maximum(x, i), kernels().maximum(x + i + 1, n - i - 1)});
+  return stats;
+}
+
+// Highest noised entry of the sampling distribution, and its logit.
+int64_t draw(const Row& row, const RowStats& stats, const Sampling& sampling, const ChunkStats* chunks, Scratch& scratch,
+             int threads, float* logit) {
+  std::vector<int64_t>& order = scratch.order;
+  order.clear();
+  for (int64_t c = 0; c < row.chunks(); ++c)
+    if (chunks[c].max >= sampling.keep && chunks[c].max > -INFINITY) order.push_back(c);
+  std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+    return chunks[a].max > chunks[b].max || (chunks[a].max == chunks[b].max && a < b);
+  });
+  const Words words = keyed_words(sampling.key, kGumbelStream, uint32_t(stats.index >> 2));
+  const Best start = {0.0f + gumbel_from_word(words.w[stats.index & 3]), stats.index};
+  std::vector<Best> best(size_t(std::max(threads, 1)), start);
+  parallel(threads, [&](int thread, int team) {
+    std::vector<float> own(team > 1 ? kChunk : 0);
+    float* buffer = team > 1 ? own.data() : scratch.buffer.data();
+    Best& mine = best[size_t(thread)];
+    for (size_t i = size_t(thread); i < order.size(); i += size_t(team)) {
+      const float bound = (chunks[order[i]].max - sampling.m) / sampling.temperature;
+      if (bound + kLargestGumbel < mine.value) break;  // and so is every later chunk
+      float max;
+      const float* x = row.view(order[i], buffer, &max);
+      kernels().draw(x, row.size(order[i]), order[i] * kChunk, max, sampling, &mine);
+    }
+  });
+  Best winner = start;
+  for (const Best& other : best)
+    if (other.value > winner.value || (other.value == winner.value && other.index < winner.index)) winner = other;
+  float max;
+  *logit = row.view(winner.index / kChunk, scratch.buffer.data(), &max)[winner.index % kChunk];
+  return winner.index;
+}
+
+}  // namespace
+
+RowResult finish_row(const Row& row, const RowParameters& parameters, const ChunkStats* chunks, Scratch& scratch,
+                     int threads) {
+  float m = -INFINITY;
+  for (int64_t c = 0; c < row.chunks(); ++c) {
+    if (chunks[c].max != chunks[c].max) return nan_row(row, c, scratch);
+    m = std::max(m, chunks[c].max);
+  }
+  if (m == INFINITY) return infinite_row(row, scratch);
+  if (m == -INFINITY) return {0, 0, 0, 0, -INFINITY};
+
+  const RowStats stats = merge(row, chunks, m, scratch);
+  const bool sampled = parameters.temperature > 0;
+  const bool filtered = (parameters.top_k > 0 && parameters.top_k < row.V) || !(parameters.top_p >= 1);
+  Sampling sampling = {m, sampled ? parameters.temperature : 1.0f, -INFINITY, parameters.key};
+  if (filtered && (sampled || parameters.sampling_confidence))
+    sampling.keep = lowest_kept(row, stats, parameters, chunks, scratch);
+
+  int64_t token = stats.index;
+  float logit = m;
+  if (sampled) token = draw(row, stats, sampling, chunks, scratch, threads, &logit);
+
+  double s = stats.s, t = stats.t, temperature = 1, second = double(stats.second) - double(m);
+  if (parameters.sampling_confidence && (sampling.temperature != 1 || sampling.keep > -INFINITY)) {
+    temperature = sampling.temperature;
+    second = stats.second >= sampling.keep ? second / temperature : -INFINITY;
+    s = t = 0;
+    for (int64_t c = 0; c < row.chunks(); ++c) {
+      const float max = chunks[c].max;
+      if (max < sampling.keep || (max - m) / sampling.temperature < -kNegligible) continue;
+      float ignored, chunk_s, chunk_t;
+      const float* x = row.view(c, scratch.buffer.data(), &ignored);
+      kernels().kept_sums(x, row.size(c), sampling, &chunk_s, &chunk_t);
+      s += chunk_s;
+      t += chunk_t;
+    }
+  }
+  const double confidence = std::exp((double(logit) - double(m)) / temperature) / s;
+  return {token, float(confidence), float((1 - std::exp(second)) / s), float(std::log(s) - t / s),
+          float(double(m) / temperature + std::log(s))};
+}
+
+}  // namespace dlmk

@@ -1,0 +1,68 @@
+// One row of logits: its chunks, its statistics, its sampling distribution.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "cpu/dlmk.h"
+#include "cpu/kernels.h"
+
+namespace dlmk {
+
+const ChunkKernels& kernels();
+
+// e^-32 V is below 2e-9 of a row's sum at V = 126,464: a chunk that far below the maximum changes no digit of the statistics.
+constexpr float kNegligible = 32.0f;
+
+struct Row {
+  const char* logits;
+  int64_t dtype, V;
+  const std::vector<int64_t>* suppressed;  // ascending
+  int64_t width() const { return dtype == DLMK_F32 ? 4 : 2; }
+  int64_t chunks() const { return (V + kChunk - 1) / kChunk; }
+  int64_t size(int64_t chunk) const { return std::min(kChunk, V - chunk * kChunk); }
+
+  // The chunk as floats, suppressed entries -inf, and its maximum. `buffer` holds kChunk floats.
+  const float* view(int64_t chunk, float* buffer, float* max) const;
+};
+
+// Memory that a thread reuses from row to row.
+struct Scratch {
+  std::vector<float> buffer = std::vector<float>(kChunk);
+  std::vector<ChunkStats> chunks;
+  std::vector<int64_t> order;
+  std::vector<float> values;
+  std::vector<int64_t> masses;
+};
+
+// Statistics of a row with a finite maximum, relative to it.
+struct RowStats {
+  float m, second;  // maximum and the highest of the other entries (-inf for V = 1)
+  int64_t index;    // lowest index of m
+  double s, t;      // sums of e^(x - m) and e^(x - m) (x - m)
+};
+
+struct RowResult {
+  int64_t token;
+  float confidence, margin, entropy, logsumexp;
+};
+
+struct RowParameters {
+  float temperature, top_p;
+  int64_t top_k;
+  DrawKey key;
+  bool sampling_confidence, top_p_first;
+};
+
+// Fills scratch.chunks[begin, end).
+void chunk_statistics(const Row& row, int64_t begin, int64_t end, Scratch& scratch, ChunkStats* chunks);
+
+// The lowest kept logit under top-k and top-p; -inf when neither applies. filters.cpp
+float lowest_kept(const Row& row, const RowStats& stats, const RowParameters& parameters, const ChunkStats* chunks,
+                  Scratch& scratch);
+
+// Everything that follows the chunk statistics. `threads` may share the work of drawing.
+RowResult finish_row(const Row& row, const RowParameters& parameters, const ChunkStats* chunks, Scratch& scratch, int threads);
+
+}  // namespace dlmk

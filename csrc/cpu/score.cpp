@@ -1,0 +1,149 @@
+// score_tokens: rows over threads, or one long row over threads.
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "cpu/parallel.h"
+#include "cpu/row.h"
+
+namespace dlmk {
+
+OpenMP openmp;
+
+namespace {
+
+struct Choice {
+  const ChunkKernels* kernels;
+  const char* error;
+};
+
+Choice choose() {
+  const ChunkKernels* best = &kScalarKernels;
+  const char* wanted = std::getenv("DLM_KERNELS_CPU_ISA");
+  if (!wanted) wanted = "";
+  if (!std::strcmp(wanted, "scalar")) return {best, ""};
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx2) best = &kAvx2Kernels;
+  if (!std::strcmp(wanted, "avx2")) return {best, avx2 ? "" : "this processor has no AVX2, FMA and F16C"};
+  if (avx512) best = &kAvx512Kernels;
+  if (!std::strcmp(wanted, "avx512")) return {best, avx512 ? "" : "this processor has no AVX-512 F, BW, DQ and VL"};
+#endif
+  return {best, *wanted ? "DLM_KERNELS_CPU_ISA must be scalar, avx2 or avx512, and fit the processor" : ""};
+}
+
+const Choice& choice() {
+  static const Choice chosen = choose();
+  return chosen;
+}
+
+template <class T>
+T at(const DlmkRows& rows, int64_t b, int64_t l) {
+  return reinterpret_cast<const T*>(rows.data)[b * rows.stride_b + l * rows.stride_l];
+}
+
+// A row this long is worth splitting over threads.
+constexpr int64_t kSplit = 16 * kChunk;
+
+class Scorer {
+ public:
+  explicit Scorer(const DlmkScoreArgs& args) : a_(args) {
+    const int64_t* ids = reinterpret_cast<const int64_t*>(a_.suppress_ids);
+    if (ids) suppressed_.assign(ids, ids + a_.suppress_count);
+    std::sort(suppressed_.begin(), suppressed_.end());
+    for (int64_t r = 0; r < a_.B * a_.L; ++r) {
+      const int64_t b = r / a_.L, l = r % a_.L;
+      if (!a_.eligible.data || at<bool>(a_.eligible, b, l))
+        live_.push_back(r);
+      else
+        put(r, {0, 0, 0, 0, -INFINITY});
+    }
+  }
+
+  void run() {
+    const int threads = int(a_.threads), rows = int(live_.size());
+    if (threads > 1 && rows < threads && a_.V >= kSplit) return split(threads);
+    // A thread is worth waking for some ten thousand logits.
+    const int64_t work = int64_t(rows) * a_.V / 16384 + 1;
+    parallel(int(std::min<int64_t>({threads, rows, work})), [&](int thread, int team) {
+      Scratch scratch;
+      scratch.chunks.resize(size_t((a_.V + kChunk - 1) / kChunk));
+      for (size_t i = size_t(thread); i < live_.size(); i += size_t(team)) {
+        const Row r = row(live_[i]);
+        chunk_statistics(r, 0, r.chunks(), scratch, scratch.chunks.data());
+        put(live_[i], finish_row(r, parameters(live_[i]), scratch.chunks.data(), scratch, 1));
+      }
+    });
+  }
+
+ private:
+  void split(int threads) {
+    Scratch shared;
+    shared.chunks.resize(size_t((a_.V + kChunk - 1) / kChunk));
+    for (int64_t index : live_) {
+      const Row r = row(index);
+      parallel(threads, [&](int thread, int team) {
+        Scratch own;
+        const int64_t n = r.chunks();
+        chunk_statistics(r, n * thread / team, n * (thread + 1) / team, own, shared.chunks.data());
+      });
+      put(index, finish_row(r, parameters(index), shared.chunks.data(), shared, threads));
+    }
+  }
+
+  Row row(int64_t index) const {
+    const int64_t offset = index / a_.L * a_.stride_b + index % a_.L * a_.stride_l;
+    Row r{nullptr, a_.dtype, a_.V, &suppressed_};
+    r.logits = reinterpret_cast<const char*>(a_.logits) + offset * r.width();
+    return r;
+  }
+
+  RowParameters parameters(int64_t index) const {
+    const int64_t b = index / a_.L, l = index % a_.L;
+    const DrawKey key = {at<int64_t>(a_.seed, b, l), at<int64_t>(a_.row_ids, b, l), at<int64_t>(a_.step, b, l)};
+    return {at<float>(a_.temperature, b, l), at<float>(a_.top_p, b, l), at<int64_t>(a_.top_k, b, l), key,
+            a_.sampling_confidence != 0, a_.top_p_first != 0};
+  }
+
+  void put(int64_t r, const RowResult& result) const {
+    reinterpret_cast<int64_t*>(a_.token)[r] = result.token;
+    reinterpret_cast<float*>(a_.confidence)[r] = result.confidence;
+    reinterpret_cast<float*>(a_.margin)[r] = result.margin;
+    reinterpret_cast<float*>(a_.entropy)[r] = result.entropy;
+    reinterpret_cast<float*>(a_.logsumexp)[r] = result.logsumexp;
+  }
+
+  const DlmkScoreArgs& a_;
+  std::vector<int64_t> suppressed_, live_;
+};
+
+}  // namespace
+
+const ChunkKernels& kernels() { return *choice().kernels; }
+
+}  // namespace dlmk
+
+int dlmk_abi_version() { return DLMK_ABI_VERSION; }
+
+const char* dlmk_isa() { return dlmk::kernels().name; }
+
+const char* dlmk_isa_error() { return dlmk::choice().error; }
+
+void dlmk_set_openmp(void* gomp_parallel, void* get_thread_num, void* get_num_threads) {
+  using namespace dlmk;
+  openmp.parallel = reinterpret_cast<decltype(openmp.parallel)>(gomp_parallel);
+  openmp.thread = reinterpret_cast<decltype(openmp.thread)>(get_thread_num);
+  openmp.threads = reinterpret_cast<decltype(openmp.threads)>(get_num_threads);
+}
+
+int dlmk_score_tokens(const DlmkScoreArgs* args) {
+  try {
+    dlmk::Scorer(*args).run();
+  } catch (const std::bad_alloc&) {
+    return DLMK_OUT_OF_MEMORY;
+  }
+  return DLMK_OK;
+}
