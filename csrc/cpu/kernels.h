@@ -33,6 +33,7 @@ struct Sampling {
 struct ChunkKernels {
   const char* name;
   // fp32 view of n logits at `source` (dtype as in dlmk.h): the source itself, or `buffer` after conversion; and their maximum.
+  // Without a buffer converted values are not kept: the maximum alone is of use.
   const float* (*load)(const void* source, int64_t dtype, int64_t n, float* buffer, float* max);
   // Maximum of n floats, NaN if there is one.
   float (*maximum)(const float* x, int64_t n);

@@ -6,17 +6,14 @@
 
 constexpr float kLowest = -87.0f;  // e^-87 is the last normal float; what is below adds nothing that fp32 can hold
 
-// e^d for d in [kLowest, 0], relative error 2e-7.
+// e^d for d in [kLowest, 0], relative error 2e-7 near 0 and 4e-7 at the far end: e^d = 2^n e^r with |r| <= log(2) / 2, and
+// (e^r - 1 - r) / r^2 as a polynomial of degree 3, fitted for the least greatest relative error of e^r.
 static inline V::Float vexp(V::Float d) {
   V::Float n = V::round(V::mul(d, V::set(1.44269504f)));
-  V::Float r = V::fnma(n, V::set(0.693359375f), d);
-  r = V::fnma(n, V::set(-2.12194440e-4f), r);
-  V::Float p = V::set(1.3981999507e-3f);
-  p = V::fma(V::set(1.9875691500e-4f), r, p);
-  p = V::fma(p, r, V::set(8.3334519073e-3f));
-  p = V::fma(p, r, V::set(4.1665795894e-2f));
-  p = V::fma(p, r, V::set(1.6666665459e-1f));
-  p = V::fma(p, r, V::set(5.0000001201e-1f));
+  V::Float r = V::fnma(n, V::set(0.69314718f), d);
+  V::Float p = V::fma(V::set(0.0083125f), r, V::set(0.04189033f));
+  p = V::fma(p, r, V::set(0.16667115f));
+  p = V::fma(p, r, V::set(0.4999923f));
   p = V::fma(p, V::mul(r, r), V::add(r, V::set(1.0f)));
   return V::scale(p, n);
 }
@@ -63,8 +60,10 @@ static const float* k_load(const void* source, int64_t dtype, int64_t n, float* 
   if (dtype == 1) {
     for (; i + 2 * V::W <= n; i += 2 * V::W) {
       V::Float a = V::load_bf16(h + i), b = V::load_bf16(h + i + V::W);
-      V::store(buffer + i, a);
-      V::store(buffer + i + V::W, b);
+      if (buffer) {
+        V::store(buffer + i, a);
+        V::store(buffer + i + V::W, b);
+      }
       nan = V::either(nan, V::unordered(a, b));
       m0 = V::max(a, m0);
       m1 = V::max(b, m1);
@@ -72,8 +71,10 @@ static const float* k_load(const void* source, int64_t dtype, int64_t n, float* 
   } else {
     for (; i + 2 * V::W <= n; i += 2 * V::W) {
       V::Float a = V::load_f16(h + i), b = V::load_f16(h + i + V::W);
-      V::store(buffer + i, a);
-      V::store(buffer + i + V::W, b);
+      if (buffer) {
+        V::store(buffer + i, a);
+        V::store(buffer + i + V::W, b);
+      }
       nan = V::either(nan, V::unordered(a, b));
       m0 = V::max(a, m0);
       m1 = V::max(b, m1);
@@ -83,7 +84,7 @@ static const float* k_load(const void* source, int64_t dtype, int64_t n, float* 
   bool any_nan = V::any(nan);
   for (; i < n; ++i) {
     float x = dtype == 1 ? bits_float(uint32_t(h[i]) << 16) : half_to_float(h[i]);
-    buffer[i] = x;
+    if (buffer) buffer[i] = x;
     any_nan |= x != x;
     m = x > m ? x : m;
   }
@@ -144,6 +145,13 @@ static inline uint32_t largest_word(float bound, float best) {
   return limit >= 4294967295.0 ? 0xffffffffu : uint32_t(limit);
 }
 
+// No logit below this one can win: (x - m) / temperature + the largest draw stays below `best`. The slack covers roundings.
+static inline float lowest_contender(float best, const Sampling& row) {
+  const float x = row.m + row.temperature * (best - kLargestGumbel - 0.01f);
+  const float contender = x - 1e-5f * (fabsf(x) + fabsf(row.m));
+  return contender >= row.keep ? contender : row.keep;  // NaN (an overflow): keep
+}
+
 static inline void consider(float x, int64_t index, uint32_t word, const Sampling& row, Best* best) {
   if (!(x >= row.keep) || x == -INFINITY) return;
   float scaled = (x - row.m) / row.temperature;
@@ -154,10 +162,14 @@ static inline void consider(float x, int64_t index, uint32_t word, const Samplin
 static void k_draw(const float* x, int64_t n, int64_t first, float max, const Sampling& row, Best* best) {
   const float bound = (max - row.m) / row.temperature;
   uint32_t limit = largest_word(bound, best->value);
+  float lowest = lowest_contender(best->value, row);
   const uint32_t key0 = uint32_t(row.key.seed), key1 = uint32_t(row.key.seed >> 32);
   const int64_t group = 4 * V::W;
   int64_t i = 0;
   for (; i + group <= n; i += group) {
+    const V::Float tallest = V::max(V::max(V::load(x + i), V::load(x + i + V::W)),
+                                    V::max(V::load(x + i + 2 * V::W), V::load(x + i + 3 * V::W)));
+    if (!V::bits(V::ge(tallest, V::set(lowest)))) continue;
     V::Int c0 = V::add_int(V::set_int((kGumbelStream << 24) | uint32_t((first + i) >> 2)), V::lanes());
     V::Int c1 = V::set_int(uint32_t(row.key.row_id)), c2 = V::set_int(uint32_t(row.key.step));
     V::Int c3 = V::set_int(uint32_t(row.key.row_id >> 32));
@@ -183,10 +195,13 @@ static void k_draw(const float* x, int64_t n, int64_t first, float max, const Sa
     for (; lanes; lanes &= lanes - 1) {
       const int lane = __builtin_ctz(lanes);
       for (int k = 0; k < 4; ++k)
-        if (stored[k][lane] <= limit)
+        if (stored[k][lane] <= limit && x[i + 4 * lane + k] >= lowest)
           consider(x[i + 4 * lane + k], first + i + 4 * lane + k, stored[k][lane], row, best);
     }
-    if (best->value > before) limit = largest_word(bound, best->value);
+    if (best->value > before) {
+      limit = largest_word(bound, best->value);
+      lowest = lowest_contender(best->value, row);
+    }
   }
   for (; i < n; i += 4) {
     Words words = keyed_words(row.key, kGumbelStream, uint32_t((first + i) >> 2));

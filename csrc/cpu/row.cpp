@@ -15,20 +15,49 @@ const float* Row::view(int64_t chunk, float* buffer, float* max) const {
   return buffer;
 }
 
+float Row::maximum(int64_t chunk, float* buffer) const {
+  const int64_t begin = chunk * kChunk, n = size(chunk);
+  auto id = std::lower_bound(suppressed->begin(), suppressed->end(), begin);
+  float max;
+  if (id != suppressed->end() && *id < begin + n)
+    view(chunk, buffer, &max);
+  else
+    kernels().load(logits + begin * width(), dtype, n, nullptr, &max);
+  return max;
+}
+
 void chunk_statistics(const Row& row, int64_t begin, int64_t end, Scratch& scratch, ChunkStats* chunks) {
+  float* buffer = scratch.buffer.data();
   float highest = -INFINITY;
-  for (int64_t c = begin; c < end; ++c) {
-    ChunkStats& chunk = chunks[c];
-    const float* x = row.view(c, scratch.buffer.data(), &chunk.max);
-    chunk.s = chunk.t = 0;
-    if (chunk.max > highest) highest = chunk.max;
-    // Sums that the final maximum makes negligible are left out when chunks are merged, whatever was computed here.
-    if (std::isfinite(chunk.max) && chunk.max >= highest - kNegligible) {
+  const auto near = [&](const ChunkStats& chunk) {
+    return std::isfinite(chunk.max) && chunk.max >= highest - kNegligible;
+  };
+  // Sums that the final maximum makes negligible are left out when chunks are merged, so neither order changes a result.
+  if (scratch.peaked) {  // the maximum of the row first, then the sums of the few chunks that it leaves
+    for (int64_t c = begin; c < end; ++c) {
+      chunks[c] = {row.maximum(c, buffer), 0, 0};
+      if (chunks[c].max > highest) highest = chunks[c].max;
+    }
+    for (int64_t c = begin; c < end; ++c) {
+      if (!near(chunks[c])) continue;
+      float max;
+      kernels().sums(row.view(c, buffer, &max), row.size(c), max, nullptr, 0, &chunks[c].s, &chunks[c].t);
+    }
+  } else {  // both while the chunk is in the first-level cache
+    for (int64_t c = begin; c < end; ++c) {
+      ChunkStats& chunk = chunks[c];
+      const float* x = row.view(c, buffer, &chunk.max);
+      chunk.s = chunk.t = 0;
+      if (chunk.max > highest) highest = chunk.max;
+      if (!near(chunk)) continue;
       const int64_t next = std::min((c + 1) * kChunk, row.V);
       const int64_t ahead = c + 1 < end ? row.size(c + 1) * row.width() : 0;
       kernels().sums(x, row.size(c), chunk.max, row.logits + next * row.width(), ahead, &chunk.s, &chunk.t);
     }
   }
+  int64_t needed = 0;
+  for (int64_t c = begin; c < end; ++c) needed += near(chunks[c]);
+  scratch.peaked = 4 * needed < end - begin;
 }
 
 namespace {

@@ -25,6 +25,8 @@ struct Row {
 
   // The chunk as floats, suppressed entries -inf, and its maximum. `buffer` holds kChunk floats.
   const float* view(int64_t chunk, float* buffer, float* max) const;
+  // The maximum alone, for which nothing is written unless an entry of the chunk is suppressed.
+  float maximum(int64_t chunk, float* buffer) const;
 };
 
 // Memory that a thread reuses from row to row.
@@ -34,6 +36,9 @@ struct Scratch {
   std::vector<int64_t> order;
   std::vector<float> values;
   std::vector<int64_t> masses;
+  // Whether the thread's last row was peaked: few chunks near its maximum. A guess about the next row, on which only the time
+  // depends.
+  bool peaked = false;
 };
 
 // Statistics of a row with a finite maximum, relative to it.
