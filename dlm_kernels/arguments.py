@@ -76,7 +76,7 @@ def floats(
         raise InvalidArgumentError(f"{name} must be a number or a tensor, got {_show(value)}")
     value = float(value)
     if (
-        not math.isfinite(value)
+        not -math.inf < value < math.inf  # false for NaN; `math.isfinite` cannot be traced
         or (above is not None and not value > above)
         or (at_least is not None and not value >= at_least)
         or (at_most is not None and not value <= at_most)

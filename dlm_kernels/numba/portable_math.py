@@ -73,11 +73,8 @@ def uniform_from_word(word):
 
 @jit
 def gumbel_from_uniform(u):
-    if u < SERIES_BELOW:
-        exponential = u * ((((P0 * u + P1) * u + P2) * u + P3) * u + P4)
-    else:
-        exponential = -log(ONE - u)
-    return -log(exponential)
+    series = u * ((((P0 * u + P1) * u + P2) * u + P3) * u + P4)
+    return -log(series if u < SERIES_BELOW else -log(ONE - u))
 
 
 @jit

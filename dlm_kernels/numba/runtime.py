@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,7 @@ def over_rows(kernel: Any, rows: int, work: int, *arguments: Any) -> None:
     bounds = [rows * part // parts for part in range(parts + 1)]
     if not kernel.signatures:
         call(kernel, 0, 0, *arguments)  # compile before there are threads
-    threads = [
-        threading.Thread(target=kernel, args=(begin, end, *arguments))
-        for begin, end in zip(bounds[1:-1], bounds[2:], strict=True)
-    ]
+    threads = [threading.Thread(target=kernel, args=(begin, end, *arguments)) for begin, end in pairwise(bounds[1:])]
     for thread in threads:
         thread.start()
     kernel(0, bounds[1], *arguments)

@@ -19,10 +19,10 @@ INFINITY = f32(math.inf)
 def ascending(values, eligible, order, keys):
     """Fills `order` with the eligible positions by value, lowest first, then by position; NaN last. Returns their number."""
     count = 0
-    for l in range(values.size):
-        if eligible[l]:
-            order[count] = l
-            keys[count] = INFINITY if values[l] != values[l] else values[l]
+    for i in range(values.size):
+        if eligible[i]:
+            order[count] = i
+            keys[count] = INFINITY if values[i] != values[i] else values[i]
             count += 1
     ranked = order[:count][np.argsort(keys[:count], kind="mergesort")]
     order[:count] = ranked
@@ -48,10 +48,10 @@ def select_rows(
         for n in range(min(best, count)):
             selected[b, order[n]] = True
         if has_threshold:
-            for l in range(length):
-                if eligible[b, l]:
-                    meets = score[b, l] > threshold[b] if strict else score[b, l] >= threshold[b]
-                    selected[b, l] |= meets
+            for i in range(length):
+                if eligible[b, i]:
+                    meets = score[b, i] > threshold[b] if strict else score[b, i] >= threshold[b]
+                    selected[b, i] |= meets
         if has_bound:
             ascending(entropy[b], eligible[b], order, keys)
             total, k = 0.0, 0

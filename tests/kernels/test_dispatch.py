@@ -1,0 +1,172 @@
+import subprocess
+import sys
+import threading
+import warnings
+
+import pytest
+import torch
+from tolerances import assert_equal
+
+from dlm_kernels import (
+    BackendUnavailableError,
+    DLMKernelsError,
+    InvalidArgumentError,
+    dispatch,
+    score_tokens,
+    use_backend,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def statuses(monkeypatch):
+    """Sets which backends are there; the automatic choice and its warning start afresh."""
+
+    def set_statuses(**available):
+        monkeypatch.setattr(
+            dispatch,
+            "backend_status",
+            lambda name: dispatch.BackendStatus(
+                available.get(name, True), "" if available.get(name, True) else "not on this disk"
+            ),
+        )
+
+    monkeypatch.delenv(dispatch.ENVIRONMENT_VARIABLE, raising=False)
+    dispatch._automatic.cache_clear()
+    yield set_statuses
+    dispatch._automatic.cache_clear()
+
+
+def test_argument_beats_context_beats_environment(statuses, monkeypatch):
+    statuses()
+    assert dispatch.resolve("auto", CPU) == "cpu"
+    monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "numba")
+    assert dispatch.resolve("auto", CPU) == "numba"
+    with use_backend("reference"):
+        assert dispatch.resolve("auto", CPU) == "reference"
+        assert dispatch.resolve("cpu", CPU) == "cpu"
+        with use_backend("cpu"):
+            assert dispatch.resolve("auto", CPU) == "cpu"
+        assert dispatch.resolve("auto", CPU) == "reference"
+    assert dispatch.resolve("auto", CPU) == "numba"
+
+
+def test_context_ends_with_an_error(statuses):
+    statuses()
+    with pytest.raises(ZeroDivisionError), use_backend("reference"):
+        raise ZeroDivisionError
+    assert dispatch.resolve("auto", CPU) == "cpu"
+
+
+def test_context_belongs_to_its_thread(statuses):
+    statuses()
+    seen = []
+    with use_backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(dispatch.resolve("auto", CPU)))
+        thread.start()
+        thread.join()
+    assert seen == ["cpu"]
+
+
+@pytest.mark.parametrize(
+    ("absent", "runs", "lost"),
+    [(("cpu",), "numba", "several times slower"), (("cpu", "numba"), "reference", "far slower")],
+)
+def test_automatic_choice_falls_back_with_one_warning(statuses, absent, runs, lost):
+    statuses(**dict.fromkeys(absent, False))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert [dispatch.resolve("auto", CPU) for _ in range(3)] == [runs] * 3
+    assert len(caught) == 1
+    message = str(caught[0].message)
+    assert runs in message
+    assert lost in message
+    assert "not on this disk" in message
+
+
+def test_no_warning_when_the_first_choice_is_there(statuses):
+    statuses()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert dispatch.resolve("auto", CPU) == "cpu"
+
+
+def test_a_named_backend_that_is_absent_raises_with_the_reason(statuses, monkeypatch):
+    statuses(cpu=False)
+    for attempt in (
+        lambda: dispatch.resolve("cpu", CPU),
+        lambda: use_backend("cpu"),
+        lambda: score_tokens(torch.zeros(1, 3), backend="cpu"),
+    ):
+        with pytest.raises(BackendUnavailableError, match=r"cpu.*not on this disk") as caught:
+            attempt()
+        assert isinstance(caught.value, DLMKernelsError)
+    monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "cpu")
+    with pytest.raises(BackendUnavailableError, match="not on this disk"):
+        score_tokens(torch.zeros(1, 3))
+
+
+def test_unknown_names(statuses, monkeypatch):
+    statuses()
+    with pytest.raises(InvalidArgumentError, match="name must be one of"):
+        use_backend("gpu")
+    monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "fast")
+    with pytest.raises(InvalidArgumentError, match=r"DLM_KERNELS_BACKEND must be one of .*'fast'"):
+        score_tokens(torch.zeros(1, 3))
+
+
+def test_backends_for_the_cpu_refuse_other_devices(statuses):
+    statuses()
+    assert dispatch.resolve("auto", torch.device("meta")) == "reference"
+    for name in ("cpu", "numba"):
+        with pytest.raises(BackendUnavailableError, match=f"{name}.*cpu tensors.*meta"):
+            dispatch.resolve(name, torch.device("meta"))
+
+
+def test_reasons_for_absence():
+    assert dispatch.backend_status("reference") == (True, "")
+    for name in dispatch.BACKENDS:
+        available, reason = dispatch.backend_status(name)
+        assert available == (reason == "")
+
+
+def test_a_named_backend_really_runs(backend, monkeypatch):
+    """The table holds this backend's own function, and nobody else's is called."""
+    logits = torch.randn(2, 9)
+    wanted = score_tokens(logits, backend=backend).token
+    with use_backend(backend):
+        assert dispatch.kernel("score_tokens", "auto", CPU).__module__.startswith(f"dlm_kernels.{backend}")
+    for key in [key for key in dispatch._TABLE if key[1] != backend]:
+        monkeypatch.delitem(dispatch._TABLE, key)
+    assert_equal("token", score_tokens(logits, backend=backend).token, wanted)
+    assert all(name == backend for _, name in dispatch._TABLE)
+
+
+def test_import_is_light():
+    code = "import sys, dlm_kernels; print([m for m in ('numba', 'dlm_kernels.cpu', 'triton') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_numba_works_where_nothing_can_be_written():
+    """No cache folder can be made: every process compiles, and says so once on stderr."""
+    pytest.importorskip("numba")
+    code = """
+import numba, torch
+njit = numba.njit
+def without_a_cache(*arguments, **options):
+    if options.get("cache"):
+        raise RuntimeError("cannot cache function: no locator available")
+    return njit(*arguments, **options)
+numba.njit = without_a_cache
+import dlm_kernels, dlm_kernels.numba.runtime as runtime
+runtime.ANNOUNCE_AFTER = 0.05
+for _ in range(2):
+    print(dlm_kernels.keyed_uniform(0, torch.arange(2), 0, backend="numba").tolist())
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    first, second = result.stdout.splitlines()
+    assert first == second
+    assert result.stderr.count("compiling") == 1
