@@ -4,6 +4,8 @@ VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# With a compiler at hand, kernels that do not compile are an error here, not a reason to go on without them.
+export DLMK_BUILD ?= $(if $(shell command -v $(CXX) 2>/dev/null),require,auto)
 INPUTS := pyproject.toml setup.py dlm_kernels/cpu/build_config.py $(shell find csrc -type f -name '*.[hc]*' 2>/dev/null)
 
 .PHONY: demo test test-slow lint format build clean

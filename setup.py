@@ -84,6 +84,7 @@ class BuildKernels(build_ext):
         except subprocess.CalledProcessError as error:
             if MODE == "require":
                 raise
+            output.unlink(missing_ok=True)  # an older build would not match the Python side
             print(
                 f"WARNING: dlm-kernels: the C++ kernels did not compile ({error}); installing without them. "
                 "The numba backend carries the ops, several times slower.",

@@ -41,7 +41,8 @@ void chunk_statistics(const Row& row, int64_t begin, int64_t end, Scratch& scrat
     for (int64_t c = begin; c < end; ++c) {
       if (!near(chunks[c])) continue;
       float max;
-      kernels().sums(row.view(c, buffer, &max), row.size(c), max, nullptr, 0, &chunks[c].s, &chunks[c].t);
+      const float* x = row.view(c, buffer, &max);
+      kernels().sums(x, row.size(c), max, nullptr, 0, &chunks[c].s, &chunks[c].t);
     }
   } else {  // both while the chunk is in the first-level cache
     for (int64_t c = begin; c < end; ++c) {
