@@ -77,7 +77,7 @@ class Sampler:
     @property
     def guarantee(self) -> Guarantee:
         """The weakest promise among the parts, relative to the family's published sampler with this policy's budget."""
-        return Guarantee.weakest(part.guarantee for part in (self.policy, *self.stopping))
+        return Guarantee.weakest([self.policy.guarantee, *(rule.guarantee for rule in self.stopping)])
 
     @torch.no_grad()
     def generate(

@@ -18,7 +18,8 @@ import json, sys, warnings
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import torch, dlm_kernels, dlm_samplers, dlm_benches
-    from dlm_benches.tiny import load, vocab
+    from dlm_benches.tiny import vocab
+    from dlm_benches.tiny.load import load
     logits = torch.tensor([[0.0, 3.0, 1.0], [2.0, 0.0, 5.0]])
     tokens = [dlm_kernels.score_tokens(logits).token.tolist() for _ in range(2)]
     model = load("reasoning")

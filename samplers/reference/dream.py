@@ -49,7 +49,7 @@ def dream_generate(
         attention_mask = torch.nn.functional.pad(attention_mask, (0, max_new_tokens), value=1)
         position_ids = (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 1)
         attention_mask = attention_mask.bool()
-        call = {
+        call: dict[str, Any] = {
             "attention_mask": attention_mask[:, None, :, None] & attention_mask[:, None, None, :],
             "tok_idx": position_ids,
         }
