@@ -111,7 +111,7 @@ def resolve(backend: str, device: torch.device) -> str:
 @cache
 def _automatic(device_type: str) -> str:
     candidates = PREFERENCE.get(device_type, ("reference",))
-    skipped = []
+    skipped: list[str] = []
     for name in candidates:
         available, reason = backend_status(name)
         if available:

@@ -74,7 +74,7 @@ def gumbel(seed: int | Tensor, row_ids: int | Tensor, step: int | Tensor, vocabu
     tensor([ 0.6748, -0.7536, -0.2857])
     """
     keys = torch.broadcast_tensors(*(torch.as_tensor(key) for key in (seed, row_ids, step)))
-    return gumbel_noise(*keys, vocabulary)
+    return gumbel_noise(keys[0], keys[1], keys[2], vocabulary)
 
 
 def _stream(stream: int) -> int:

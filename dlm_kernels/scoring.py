@@ -49,7 +49,7 @@ def check_logits(logits: Any, least_rank: int, most_rank: int | None = None) -> 
 def normalise(
     logits: Tensor,
     shape: Sequence[int],
-    row_ids: Tensor,
+    row_ids: Any,
     *,
     temperature: Any,
     top_k: Any,

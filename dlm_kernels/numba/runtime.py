@@ -29,15 +29,16 @@ def jit(function: Callable[..., Any]) -> Any:
     Numba's own cache key of a function leaves out the functions it calls. The cache folder is therefore named after the
     contents of this package: a change anywhere in it compiles anew.
     """
-    saved = numba.config.CACHE_DIR
+    config: Any = numba.config
+    saved = config.CACHE_DIR
     root = Path(saved) if saved else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dlm_kernels"
-    numba.config.CACHE_DIR = str(root / f"numba-{_fingerprint()}")
+    config.CACHE_DIR = str(root / f"numba-{_fingerprint()}")
     try:
         return numba.njit(nogil=True, cache=True)(function)
     except (RuntimeError, OSError):  # no folder can be written: compile in every process
         return numba.njit(nogil=True)(function)
     finally:
-        numba.config.CACHE_DIR = saved
+        config.CACHE_DIR = saved
 
 
 def _fingerprint() -> str:
@@ -91,21 +92,23 @@ def flat(values: Tensor) -> Any:
     return values.detach().reshape(-1).numpy()
 
 
-@intrinsic
-def float_bits(typing_context, value):  # type: ignore[no-untyped-def]
+def _float_bits(typing_context, value):
     """The bits of a float32, as uint32."""
 
-    def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, arguments):
         return builder.bitcast(arguments[0], context.get_value_type(types.uint32))
 
     return types.uint32(types.float32), codegen
 
 
-@intrinsic
-def bits_float(typing_context, value):  # type: ignore[no-untyped-def]
+def _bits_float(typing_context, value):
     """The float32 of 32 bits."""
 
-    def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, arguments):
         return builder.bitcast(arguments[0], context.get_value_type(types.float32))
 
     return types.float32(types.uint32), codegen
+
+
+float_bits: Any = intrinsic(_float_bits)
+bits_float: Any = intrinsic(_bits_float)

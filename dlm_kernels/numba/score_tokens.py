@@ -80,12 +80,12 @@ def smallest_key(x, weight, limit, least):
                 count[group] += 1
                 mass[group] += weight[v]
         chosen, chosen_above = i64(-1), above
-        for group in range(255, -1, -1):
-            if count[group] > 0:
+        for candidate in range(255, -1, -1):
+            if count[candidate] > 0:
                 if chosen >= 0 and not np.float64(above) < limit:
                     break
-                chosen, chosen_above = i64(group), above
-                above += mass[group]
+                chosen, chosen_above = i64(candidate), above
+                above += mass[candidate]
         above = chosen_above
         prefix = u32(prefix | (u32(chosen) << shift))
     return prefix

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,8 +42,9 @@ def score_tokens(
         x = logits[i].to(torch.float32)  # [R, V], a copy
         if suppress_ids is not None:
             x[:, suppress_ids] = -math.inf
-        parameters = [p[i] for p in (temperature, top_k, top_p, seed, row_ids, step)]
-        results = score_rows(x, *parameters, sampling_confidence, top_p_first)
+        results = score_rows(
+            x, temperature[i], top_k[i], top_p[i], seed[i], row_ids[i], step[i], sampling_confidence, top_p_first
+        )
         for output, result in zip((token, confidence, margin, entropy, logsumexp), results, strict=True):
             output[i] = result.to(output.dtype)
     return token, confidence, margin, entropy, logsumexp
@@ -87,16 +89,14 @@ def score_rows(
 
     # Rows without a finite maximum.
     infinite = (x == math.inf).sum(-1).double()
-    has_nan, empty = highest.isnan(), highest == -math.inf
-    for case, values in (
-        (infinite > 0, (1 / infinite, (infinite == 1).double(), infinite.log(), infinite * math.inf)),
-        (empty, (0.0, 0.0, 0.0, -math.inf)),
-        (has_nan, (math.nan, math.nan, math.nan, math.nan)),
-    ):
-        confidence, margin, entropy, logsumexp = (
-            torch.where(case, value, current)
-            for value, current in zip(values, (confidence, margin, entropy, logsumexp), strict=True)
-        )
+    special_cases: tuple[tuple[Tensor, tuple[Any, ...]], ...] = (
+        (infinite > 0, (1 / infinite, (infinite == 1).double(), infinite.log(), math.inf)),
+        (highest == -math.inf, (0.0, 0.0, 0.0, -math.inf)),
+        (highest.isnan(), (math.nan, math.nan, math.nan, math.nan)),
+    )
+    for case, values in special_cases:
+        current = (confidence, margin, entropy, logsumexp)
+        confidence, margin, entropy, logsumexp = (torch.where(case, v, c) for v, c in zip(values, current, strict=True))
     return token, confidence, margin, entropy, logsumexp
 
 

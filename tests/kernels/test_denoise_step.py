@@ -122,6 +122,20 @@ def test_a_row_does_not_depend_on_its_neighbours(backend):
         assert_equal("tokens", alone[0], whole[b])
 
 
+def test_bits_do_not_depend_on_threads(backend, two_threads):
+    logits = torch.randn(3, 40, 5003) * 4
+    results = []
+    for threads in (2, 1):
+        torch.set_num_threads(threads)
+        tokens = torch.full((3, 40), MASK)
+        stats = denoise_step_(
+            tokens, logits, mask_id=MASK, temperature=0.7, top_p=0.9, quota=30, threshold=0.5, backend=backend
+        )
+        results.append((tokens, *stats))
+    for two, one in zip(*results, strict=True):
+        assert_equal("bits", two, one)
+
+
 def test_steps_end(backend):
     """Every live row commits at least one position a step, so at most L steps empty the canvas, NaN logits or not."""
     tokens, logits = problem()
