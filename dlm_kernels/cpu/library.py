@@ -85,7 +85,7 @@ def check(status: int) -> None:
 
 def rows(tensor: Tensor | None) -> tuple[int, int, int]:
     """A [B, L] argument as `DlmkRows`: address and strides; zeros when absent."""
-    return (0, 0, 0) if tensor is None else (tensor.data_ptr(), *tensor.stride())
+    return (0, 0, 0) if tensor is None else (tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
 
 
 def pack(values: list[int]) -> ctypes.Array:

@@ -22,9 +22,7 @@ def select_arguments(
 ) -> tuple[list[int], Tensor, list[Tensor | None]]:
     """The fields of `DlmkSelectArgs`, the output they point to, and the per-row tensors to keep alive during the call."""
     selected = torch.empty(shape, dtype=torch.bool)
-    quota, threshold, factor, entropy_bound, at_least = per_row = [
-        None if p is None else p.contiguous() for p in (quota, threshold, factor, entropy_bound, at_least)
-    ]
+    per_row = [None if p is None else p.contiguous() for p in (quota, threshold, factor, entropy_bound, at_least)]
     addresses = [0 if p is None else p.data_ptr() for p in per_row]
     fields = [
         *shape,
