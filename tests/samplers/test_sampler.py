@@ -1,5 +1,7 @@
 """Properties of the loop: independence of the batch, padding, infilling, stopping, output, hooks."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from fakes import SpikeModel, TableModel
@@ -61,6 +63,26 @@ def test_tokens_do_not_depend_on_batch_neighbours(sampler_class, policy, tempera
             assert torch.equal(alone.completions[0], batch.completions[row])
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_large_vocabulary_gives_the_same_tokens_on_any_number_of_threads(temperature):
+    """Large enough that rows go to several threads, and that a row alone is split over them."""
+    model = SpikeModel(3, vocab=40000, rows=61)
+    prompts = ragged_prompts(model.vocab)
+    sampler = LLaDASampler(model, policy=Threshold(0.3))
+    settings = {"max_new_tokens": 3, "temperature": temperature, "seed": 8}
+    before, outputs = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            batch = sampler.generate(prompts, **settings).completions
+            alone = [sampler.generate([p], request_ids=[r], **settings).completions[0] for r, p in enumerate(prompts)]
+            outputs += [batch, alone]
+    finally:
+        torch.set_num_threads(before)
+    for other in outputs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(outputs[0], other, strict=True))
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
@@ -223,6 +245,23 @@ def test_streamer_receives_the_final_text_in_order():
         assert torch.equal(torch.cat(recorder.pieces, dim=1), out.sequences)
         assert recorder.drafts == out.nfe[0]
         assert recorder.ended
+
+
+def test_progress_counts_committed_tokens(monkeypatch):
+    seen = []
+
+    @contextmanager
+    def bar(total):
+        seen.append(total)
+        yield lambda tokens: seen.append(-tokens)
+
+    settings = {"max_new_tokens": [4, 7], "progress": True}
+    prompts = torch.zeros(2, 2, dtype=torch.long)
+    assert LLaDASampler(TableModel(2)).generate(prompts, **settings).finished.all(), "with the real bar"
+    monkeypatch.setattr("dlm_samplers.sampler.progress_bar", bar)
+    LLaDASampler(TableModel(2)).generate(prompts, **settings)
+    assert seen[0] == 11
+    assert sum(seen) == 0
 
 
 def test_interrupt_keeps_finished_rows():
