@@ -14,9 +14,17 @@ import sys
 import tempfile
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, find_packages, setup
-from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # without build isolation pip does not fetch what pyproject.toml asks for
+    sys.exit(
+        f"dlm-kernels needs setuptools >= 77 to build, found {setuptools.__version__}: "
+        "pip install --upgrade setuptools, or install without --no-build-isolation."
+    )
 
 ROOT = Path(__file__).parent.resolve()
 FOLDERS = {"dlm_kernels": "dlm_kernels", "dlm_samplers": "samplers", "dlm_benches": "benches"}

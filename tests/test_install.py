@@ -38,6 +38,9 @@ def environment(tmp_path):
     """A fresh virtual environment that finds torch and the build tools of this one, but not this project."""
     venv = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    # What came with the environment may be too old to build with; the outer one is found instead.
+    pip = [str(venv / "bin" / "python"), "-m", "pip", "uninstall", "--quiet", "--yes", "setuptools"]
+    subprocess.run(pip, check=True, capture_output=True)
     packages = next(venv.glob("lib/python*/site-packages"))
     (packages / "outer.pth").write_text("\n".join(site.getsitepackages()))
     return venv / "bin" / "python"
