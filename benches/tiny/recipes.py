@@ -70,7 +70,7 @@ RECIPES = {
         "reasoning-ar",
         "causal-tasks",
         "the same questions, mix and split as `reasoning`; loss on the answer and one EOS",
-        steps=4500,
+        steps=3000,
         batch=128,
         mixes=((0, ADDITION_MIX), (800, SECOND_MIX)),
     ),
@@ -80,7 +80,7 @@ RECIPES = {
         "prose of the language reference (pydoc_data.topics) and of the standard library's docstrings; windows of 256 "
         "tokens of a 512-piece byte-pair tokenizer; mask ratio uniform (0.02, 1), half of the rows keep a prompt of up "
         "to 128 tokens; one document in 10 held out",
-        steps=2400,
+        steps=2200,
         batch=16,
         matrix_lr=0.01,
     ),
