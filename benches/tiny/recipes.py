@@ -56,6 +56,8 @@ ADDITION_MIX = {
     "shuffle": 0.6,
     "sudoku": 1.2,
 }
+# Read left to right, addition and Sudoku come first, and reversal, sorting and shuffling last.
+CAUSAL_MIX = {"sort": 4.0, "reverse": 2.5, "copy": 0.3, "addition": 0.8, "replace": 1.5, "shuffle": 2.0, "sudoku": 1.0}
 MIXES = ((0, FIRST_MIX), (1400, SECOND_MIX), (1924, ADDITION_MIX), (2300, SECOND_MIX))
 
 TASK_DATA = (
@@ -70,9 +72,9 @@ RECIPES = {
         "reasoning-ar",
         "causal-tasks",
         "the same questions, mix and split as `reasoning`; loss on the answer and one EOS",
-        steps=3000,
+        steps=4200,
         batch=128,
-        mixes=((0, ADDITION_MIX), (800, SECOND_MIX)),
+        mixes=((0, ADDITION_MIX), (800, SECOND_MIX), (2030, CAUSAL_MIX)),
     ),
     "text": Recipe(
         "text",
@@ -80,7 +82,7 @@ RECIPES = {
         "prose of the language reference (pydoc_data.topics) and of the standard library's docstrings; windows of 256 "
         "tokens of a 512-piece byte-pair tokenizer; mask ratio uniform (0.02, 1), half of the rows keep a prompt of up "
         "to 128 tokens; one document in 10 held out",
-        steps=2200,
+        steps=1800,
         batch=16,
         matrix_lr=0.01,
     ),
