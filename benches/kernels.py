@@ -237,7 +237,7 @@ def kernels(
         torch.set_num_threads(threads)
     console = Console()
     if not console.is_terminal:
-        console = Console(width=120)  # a log file has no width of its own
+        console = Console(width=132)  # a log file has no width of its own
     dtypes, vocabularies = dtype or [Dtype.fp32, Dtype.bf16], vocab or [126464, 151936]
     compiled = {(v, d): best_compiled(v, d) for v in vocabularies for d in dtypes}
     results = []
