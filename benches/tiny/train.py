@@ -108,6 +108,9 @@ class Run:
             metadata = file.metadata()
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         self.step, self.seconds = int(metadata["step"]), float(metadata["seconds"])
+        if self.log_file.exists():  # what was done after the checkpoint is done again
+            lines = self.log_file.read_text().splitlines(keepends=True)
+            self.log_file.write_text("".join(line for line in lines if json.loads(line)["step"] <= self.step))
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
