@@ -86,7 +86,8 @@ class Run:
         loss.backward()
         self.optimiser.step(self.recipe.lr_scale(self.step))
         decay = min(self.recipe.ema, (self.step + 1) / (self.step + 10))
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+        with torch.no_grad():  # otherwise the average records every step and memory grows without end
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
         self.step += 1
         self.seconds += time.monotonic() - started
         return loss.item()
