@@ -7,7 +7,7 @@ import torch
 NAMES = (
     "gaussian", "peaked", "ties", "constant", "some_minus_inf", "one_finite", "all_minus_inf", "one_plus_inf", "two_plus_inf",
     "nan", "nan_and_inf", "huge_1e30", "largest", "largest_both_signs", "minus_inf_then_largest", "signed_zeros", "all_large",
-    "last_wins",
+    "last_wins", "subnormal_in_fp16",
 )  # fmt: skip
 
 
@@ -37,4 +37,5 @@ def awkward_rows(vocabulary, dtype, seed=0):
     at["signed_zeros"].copy_(torch.where(torch.arange(vocabulary) % 2 == 0, -0.0, 0.0))
     at["all_large"].add_(1000.0)
     at["last_wins"].copy_(torch.linspace(-5, 5, vocabulary) if vocabulary > 1 else torch.tensor([5.0]))
+    at["subnormal_in_fp16"].copy_((torch.arange(vocabulary) * 37 % 2048) * 2.0**-24)
     return x.to(dtype)

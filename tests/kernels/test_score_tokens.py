@@ -311,6 +311,34 @@ def test_draws_of_neighbouring_positions_and_steps_are_independent(backend):
         assert chi2.sf(float(statistic), 15) > FALSE_ALARM
 
 
+def test_nucleus_ends_where_its_mass_reaches_p(backend):
+    """Masses of exactly 1, 1/2 and 1/2: at p = 1/2 the first token is the nucleus, a hair above it all three are."""
+    half = -math.log(2)  # portable_math.exp gives exactly 0.5 here
+    x = torch.tensor([[half, 0.0, half]]).expand(2, -1)
+    top_p = torch.tensor([0.5, 0.5 + 2.0**-24])
+    scores = score_tokens(x, top_p=top_p, confidence="sampling", backend=backend)
+    assert scores.confidence.tolist() == [1.0, 0.5]
+
+
+@pytest.mark.parametrize(("last", "row_id"), [(6, 73527243), (40000, 144456454)])
+def test_noised_ties_go_to_the_lowest_index(backend, two_threads, last, row_id):
+    """Keys for which, after a search, 0 + noise of the first entry equals 0.25 + noise of the last, to the bit."""
+    x = torch.full((1, last + 1), -math.inf)
+    x[0, 0], x[0, last] = 0.0, 0.25
+    noise = gumbel(0, row_id, 0, last + 1)
+    assert (x[0, 0] - x[0, last]) + noise[0] == noise[last]
+    assert score_tokens(x, temperature=1.0, row_ids=row_id, backend=backend).token.tolist() == [0]
+
+
+def test_unlikely_tokens_win_as_often_as_they_should(fast_backend):
+    """One tall entry and thousands of low ones that together weigh as much: kernels that skip what cannot win must not."""
+    x = torch.zeros(60, 20_000)
+    x[:, 5] = math.log(20_000)
+    got, wanted = (score_tokens(x, temperature=1.0, seed=6, backend=name).token for name in (fast_backend, "reference"))
+    assert 15 < (got == 5).sum() < 45
+    assert_equal("token", got, wanted)
+
+
 def test_logits_that_require_grad_are_read_only(backend):
     x = torch.randn(2, 8, requires_grad=True)
     scores = score_tokens(x, backend=backend)
