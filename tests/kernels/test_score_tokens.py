@@ -320,6 +320,23 @@ def test_nucleus_ends_where_its_mass_reaches_p(backend):
     assert scores.confidence.tolist() == [1.0, 0.5]
 
 
+def test_every_bit_of_the_noise_counts(backend):
+    """Two candidates a row whose noised values are equal or a bit apart: noise off by one bit changes many tokens."""
+    rows, vocabulary, low, high = 30_000, 64, 5, 38
+    noise = gumbel(12, torch.arange(rows), 0, vocabulary)[:, [low, high]]
+    logits = torch.zeros(rows, 2)
+    behind = noise.argmax(-1, keepdim=True)  # the one with more noise gets the lower logit
+    gap = -noise.diff(dim=-1).abs()
+    gap[1::2] = torch.nextafter(gap[1::2], torch.tensor(-math.inf))
+    logits.scatter_(1, behind, gap)
+    noised = logits + noise
+    assert (noised[:, 0] == noised[:, 1]).float().mean() > 0.3
+    x = torch.full((rows, vocabulary), -math.inf)
+    x[:, [low, high]] = logits
+    wanted = torch.where(noised[:, 0] >= noised[:, 1], low, high)
+    assert_equal("token", score_tokens(x, temperature=1.0, seed=12, backend=backend).token, wanted)
+
+
 @pytest.mark.parametrize(("last", "row_id"), [(6, 73527243), (40000, 144456454)])
 def test_noised_ties_go_to_the_lowest_index(backend, two_threads, last, row_id):
     """Keys for which, after a search, 0 + noise of the first entry equals 0.25 + noise of the last, to the bit."""
