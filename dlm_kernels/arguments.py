@@ -71,7 +71,7 @@ def floats(
     if isinstance(value, Tensor):
         if not value.is_floating_point() and value.dtype not in INTEGER_DTYPES:
             raise InvalidArgumentError(f"{name} must be a number or a tensor of numbers, got {value.dtype}")
-        return _broadcast(name, value.to(torch.float32), shape, like)
+        return _broadcast(name, value if value.dtype == torch.float32 else value.to(torch.float32), shape, like)
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
         raise InvalidArgumentError(f"{name} must be a number or a tensor, got {_show(value)}")
     value = float(value)
@@ -94,7 +94,7 @@ def integers(
     if isinstance(value, Tensor):
         if value.dtype not in INTEGER_DTYPES:
             raise InvalidArgumentError(f"{name} must be an int or an integer tensor, got {value.dtype}")
-        return _broadcast(name, value.to(torch.int64), shape, like)
+        return _broadcast(name, value if value.dtype == torch.int64 else value.to(torch.int64), shape, like)
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise InvalidArgumentError(f"{name} must be an int or an integer tensor, got {_show(value)}")
     value = int(value)
@@ -121,9 +121,10 @@ def vocabulary_ids(name: str, value: Sequence[int] | Tensor | None, vocabulary: 
         return value if value.shape[0] else None
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
         raise InvalidArgumentError(f"{name} must be a sequence of ints or an int64 tensor [S], got {_show(value)}")
-    for item in value:
-        vocabulary_id(name, item, vocabulary)
-    return torch.tensor([int(item) for item in value], dtype=torch.int64, device=like.device) if len(value) else None
+    ids = tuple(vocabulary_id(name, item, vocabulary) for item in value)
+    if not ids:
+        return None
+    return _kept_ids(ids) if _may_be_kept(like) else torch.tensor(ids, dtype=torch.int64, device=like.device)
 
 
 def vocabulary_id(name: str, value: Any, vocabulary: int) -> int:
@@ -146,7 +147,28 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
+def default_row_ids(shape: Sequence[int], like: Tensor, requests: int = 1) -> Tensor:
+    """int64 `request << 32 | position` of `shape`: rows in order, split evenly over `requests`."""
+    if _may_be_kept(like):
+        return _kept_row_ids(tuple(shape), requests)
+    return _row_ids(shape, requests, like.device)
+
+
+def _row_ids(shape: Sequence[int], requests: int, device: torch.device) -> Tensor:
+    positions = math.prod(shape) // max(requests, 1)
+    request = torch.arange(requests, device=device)[:, None] << 32
+    return (request | torch.arange(positions, device=device)).view(shape)
+
+
+@lru_cache(maxsize=32)
+def _kept_row_ids(shape: tuple[int, ...], requests: int) -> Tensor:
+    with torch.inference_mode(False):
+        return _row_ids(shape, requests, torch.device("cpu"))
+
+
 def _broadcast(name: str, value: Tensor, shape: Sequence[int], like: Tensor) -> Tensor:
+    if value.shape == shape and value.device == like.device:
+        return value
     if value.ndim == 0 and value.device != like.device:
         value = value.to(like.device)
     same_device(name, value, like)
@@ -156,12 +178,17 @@ def _broadcast(name: str, value: Tensor, shape: Sequence[int], like: Tensor) -> 
     return value.expand(shape)
 
 
-def _constant(value: float, dtype: torch.dtype, shape: Sequence[int], like: Tensor) -> Tensor:
-    """A number as an expanded tensor. Kept between calls on the CPU, where making it costs as much as a small op.
+def _may_be_kept(like: Tensor) -> bool:
+    """Whether what is made for this tensor may serve later calls. On the CPU making it costs as much as a small op.
 
-    Not kept on a GPU (memory made while a CUDA graph is captured belongs to the graph) nor while tracing (it would be fake).
+    Not on a GPU (memory made while a CUDA graph is captured belongs to the graph) nor while tracing (it would be fake).
     """
-    if type(like) is Tensor and like.device.type == "cpu" and not torch.compiler.is_compiling():
+    return type(like) is Tensor and like.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _constant(value: float, dtype: torch.dtype, shape: Sequence[int], like: Tensor) -> Tensor:
+    """A number as an expanded tensor."""
+    if _may_be_kept(like):
         return _kept_constant(value, dtype, tuple(shape))
     return torch.full((), value, dtype=dtype, device=like.device).expand(shape)
 
@@ -170,6 +197,12 @@ def _constant(value: float, dtype: torch.dtype, shape: Sequence[int], like: Tens
 def _kept_constant(value: float, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     with torch.inference_mode(False):
         return torch.full((), value, dtype=dtype, device="cpu").expand(shape)
+
+
+@lru_cache(maxsize=64)
+def _kept_ids(ids: tuple[int, ...]) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(ids, dtype=torch.int64)
 
 
 def _show(value: Any) -> str:

@@ -11,7 +11,6 @@ from dlm_kernels import arguments
 from dlm_kernels import library as _operators  # noqa: F401 - defines torch.ops.dlm_kernels
 from dlm_kernels.errors import InvalidArgumentError
 from dlm_kernels.results import StepStats
-from dlm_kernels.rng import make_row_ids
 from dlm_kernels.scoring import check_logits, normalise
 from dlm_kernels.select_positions import check_rules
 
@@ -81,11 +80,8 @@ def denoise_step_(
         wanted = f"[{tokens.shape[0]}, {tokens.shape[1]}, V]"
         raise InvalidArgumentError(f"logits must have shape {wanted} to go with tokens, got {list(logits.shape)}")
     mask_id = arguments.vocabulary_id("mask_id", mask_id, logits.shape[-1])
-    rows, length = tokens.shape
     if row_ids is None:
-        row_ids = make_row_ids(
-            torch.arange(rows, device=logits.device)[:, None], torch.arange(length, device=logits.device)
-        )
+        row_ids = arguments.default_row_ids(tokens.shape, logits, requests=tokens.shape[0])
     scoring = normalise(
         logits,
         tokens.shape,
@@ -101,7 +97,7 @@ def denoise_step_(
         filter_order=filter_order,
     )
     rules = check_rules(
-        rows,
+        tokens.shape[0],
         logits,
         quota=quota,
         threshold=threshold,

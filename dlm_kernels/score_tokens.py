@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -77,7 +76,7 @@ def score_tokens(
     logits = check_logits(logits, 1)
     shape = logits.shape[:-1]
     if row_ids is None:
-        row_ids = torch.arange(math.prod(shape), device=logits.device).view(shape)
+        row_ids = arguments.default_row_ids(shape, logits)
     scoring = normalise(
         logits,
         shape,
