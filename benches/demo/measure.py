@@ -116,34 +116,26 @@ def measure(
 
 
 def pick(task: Task, methods: list[Method], n: int, advance: Callable[[], None] = lambda: None) -> str:
-    """The threshold or factor setting with the fewest forwards within `TOLERANCE` of one token a forward, on calibration
-    questions that the reported figures do not use; the most accurate one if none is."""
+    """The threshold or factor setting with the fewest forwards within `TOLERANCE` of the most accurate one, on calibration
+    questions that the reported figures do not use."""
     items = questions(task, n, CALIBRATION_SEED)
     tallies: dict[str, Tally] = {}
-    goal = 0.0
-    for method in methods:
-        if method.kind != "one" and not method.adaptive:
-            continue
-        tally = Tally(n=n)
+    for method in filter(lambda m: m.adaptive, methods):
+        tally = tallies[method.name] = Tally(n=n)
         for start in range(0, n, BATCH):
             batch = items[start : start + BATCH]
             out = method.run(batch)
             tally.right += sum(task.check(item.prompt, answer) for item, answer in zip(batch, out.answers, strict=True))
             tally.forwards += sum(out.nfe)
             advance()
-        if method.kind == "one":
-            goal = tally.accuracy - TOLERANCE
-        else:
-            tallies[method.name] = tally
+    goal = max(tally.accuracy for tally in tallies.values()) - TOLERANCE
     good = {name: tally for name, tally in tallies.items() if tally.accuracy >= goal}
-    if good:
-        return min(good, key=lambda name: good[name].forwards)
-    return max(tallies, key=lambda name: tallies[name].accuracy)
+    return min(good, key=lambda name: good[name].forwards)
 
 
 def steps(methods: list[Method], n: int) -> int:
     """How often `measure` calls `advance`."""
-    calibration = -(-max(n // 3, 100) // BATCH) * sum(m.adaptive or m.kind == "one" for m in methods)
+    calibration = -(-max(n // 3, 100) // BATCH) * sum(m.adaptive for m in methods)
     return calibration + -(-n // BATCH) * len(methods)
 
 

@@ -49,7 +49,7 @@ def all_methods(dlm: TinyDLM, ar: TinyAR) -> list[Method]:
         Method("published, 1 a forward", "published", "reference", lambda items: published(dlm, items)),
         _ours("ours, 1 a forward", "one", dlm, FixedQuota()),
     ]
-    for k in (2, 4, 8):
+    for k in (4, 8):
         methods.append(_ours(f"fixed {k} a forward", "fixed", dlm, FixedQuota(tokens_per_step=k)))
     for tau in (0.7, 0.9, 0.95, 0.99):
         methods.append(_ours(f"threshold {tau:g}", "threshold", dlm, Threshold(tau)))

@@ -43,8 +43,8 @@ def frontier(document: dict[str, Any]) -> bytes:
             x = [row["forwards"] for row in rows]
             y = [100 * row["accuracy"] for row in rows]
             error = [
-                [100 * (row["accuracy"] - row["interval_95"][0]) for row in rows],
-                [100 * (row["interval_95"][1] - row["accuracy"]) for row in rows],
+                [100 * max(row["accuracy"] - row["interval_95"][0], 0) for row in rows],
+                [100 * max(row["interval_95"][1] - row["accuracy"], 0) for row in rows],
             ]
             axis.errorbar(x, y, yerr=error, color=colour, marker="o", markersize=4, linewidth=1, capsize=2, label=kind)
         axis.set_xscale("log", base=2)
