@@ -1,36 +1,41 @@
 // top-k and top-p as one number: both keep "everything from some logit up", whole groups of equal logits included.
 #include <functional>
-#include <utility>
+#include <numeric>
 
 #include "cpu/row.h"
 
 namespace dlmk {
 namespace {
 
-constexpr double kMassScale = 68719476736.0;  // 2^36: 2^26 tokens of mass up to 2^36 still sum within int64
-constexpr float kNoMass = 26.0f;              // e^-26 2^36 < 1: such a token has mass 0
-constexpr int kBinShift = 20, kBins = 1 << (32 - kBinShift);
+constexpr int64_t kGroup = 64;  // entries whose maximum stands for them
 
 // scratch.values: the row's entries >= lowest.
 void collect(const Row& row, const ChunkStats* chunks, float lowest, Scratch& scratch) {
   std::vector<float>& values = scratch.values;
-  values.clear();
+  size_t found = 0;
   for (int64_t c = 0; c < row.chunks(); ++c) {
     if (chunks[c].max < lowest) continue;
-    float max;
-    const float* x = row.view(c, scratch.buffer.data(), &max);
-    const size_t before = values.size();
-    values.resize(before + size_t(row.size(c)));
-    values.resize(before + size_t(kernels().collect(x, row.size(c), lowest, values.data() + before)));
+    if (values.size() < found + kChunk) values.resize(2 * found + kChunk);
+    found += size_t(kernels().collect(row.view(c, scratch.buffer.data()), row.size(c), lowest, values.data() + found));
   }
+  values.resize(found);
 }
 
 float kth_largest(const Row& row, int64_t k, const ChunkStats* chunks, Scratch& scratch) {
-  float lowest = -INFINITY;
-  if (k <= row.chunks()) {  // k chunk maxima are k entries, so the k-th largest entry is not below the k-th largest of them
-    std::vector<float>& maxima = scratch.values;
-    maxima.clear();
+  // k maxima of disjoint groups are k entries, so the k-th largest entry is not below the k-th largest of them.
+  std::vector<float>& maxima = scratch.values;
+  maxima.clear();
+  if (k <= row.chunks()) {
     for (int64_t c = 0; c < row.chunks(); ++c) maxima.push_back(chunks[c].max);
+  } else if (k <= row.V / kGroup) {
+    for (int64_t c = 0; c < row.chunks(); ++c) {
+      const float* x = row.view(c, scratch.buffer.data());
+      for (int64_t i = 0; i < row.size(c); i += kGroup)
+        maxima.push_back(kernels().maximum(x + i, std::min(kGroup, row.size(c) - i)));
+    }
+  }
+  float lowest = -INFINITY;
+  if (!maxima.empty()) {
     std::nth_element(maxima.begin(), maxima.begin() + (k - 1), maxima.end(), std::greater<float>());
     lowest = maxima[size_t(k - 1)];
   }
@@ -42,30 +47,34 @@ float kth_largest(const Row& row, int64_t k, const ChunkStats* chunks, Scratch& 
 
 // The lowest value v whose strictly greater entries (among those >= floor) have less than p of the mass.
 float nucleus(const Row& row, float m, float temperature, float p, float floor, const ChunkStats* chunks, Scratch& scratch) {
-  collect(row, chunks, std::max(floor, m - kNoMass * temperature), scratch);
-  const std::vector<float>& values = scratch.values;
-  std::vector<int64_t>& masses = scratch.masses;
-  masses.resize(values.size());
-  std::vector<int64_t> bins(kBins, 0);
-  int64_t total = 0;
-  for (size_t i = 0; i < values.size(); ++i) {
-    const float scaled = (values[i] - m) / temperature;
-    masses[i] = int64_t(double(portable_exp(scaled)) * kMassScale);
-    bins[ordered_bits(values[i]) >> kBinShift] += masses[i];
-    total += masses[i];
-  }
+  const auto scaled = [&](float x) { return (x - m) / temperature; };
+  const auto has_mass = [&](float x) { return x >= floor && scaled(x) >= -kNoMass; };
+  const Sampling kept = {m, temperature, floor, {}};
+  std::vector<int64_t> bins(kMassBins + 1, 0);
+  for (int64_t c = 0; c < row.chunks(); ++c)
+    if (has_mass(chunks[c].max)) kernels().masses(row.view(c, scratch.buffer.data()), row.size(c), kept, bins.data());
+  const int64_t total = std::accumulate(bins.begin(), bins.end(), int64_t(0));
   const double limit = double(p) * double(total);
+
+  // The boundary lies in the bin with which the limit is reached.
   int64_t above = 0;
-  int bin = kBins - 1;
-  while (bin > 0 && double(above + bins[size_t(bin)]) < limit) above += bins[size_t(bin--)];
-  std::vector<std::pair<float, int64_t>> inside;  // the bin in which the boundary lies
-  for (size_t i = 0; i < values.size(); ++i)
-    if (int(ordered_bits(values[i]) >> kBinShift) == bin) inside.emplace_back(values[i], masses[i]);
-  std::sort(inside.begin(), inside.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
+  int bin = 0;
+  while (bin < kMassBins && double(above + bins[size_t(bin)]) < limit) above += bins[size_t(bin++)];
+  std::vector<float>& inside = scratch.values;
+  size_t found = 0;
+  for (int64_t c = 0; c < row.chunks(); ++c) {
+    if (!has_mass(chunks[c].max) || scaled(chunks[c].max) * (-kMassBins / kNoMass) >= float(bin + 1)) continue;
+    if (inside.size() < found + kChunk) inside.resize(2 * found + kChunk);
+    const float* x = row.view(c, scratch.buffer.data());
+    found += size_t(kernels().collect_bin(x, row.size(c), kept, bin, inside.data() + found));
+  }
+  inside.resize(found);
+  std::sort(inside.begin(), inside.end(), std::greater<float>());
   float lowest = m;
   for (size_t i = 0; i < inside.size() && double(above) < limit;) {
-    lowest = inside[i].first;
-    for (; i < inside.size() && inside[i].first == lowest; ++i) above += inside[i].second;
+    lowest = inside[i];
+    const int64_t mass = int64_t(portable_exp(scaled(lowest)) * kMassScale);
+    for (; i < inside.size() && inside[i] == lowest; ++i) above += mass;
   }
   return std::min(lowest, m);
 }

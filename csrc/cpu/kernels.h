@@ -10,6 +10,11 @@ namespace dlmk {
 // A chunk of fp32 logits stays in the first-level cache between the passes over it.
 constexpr int64_t kChunk = 2048;
 
+// A token's mass, in integers so that no order of summation can move a boundary: trunc(e^y 2^36). 2^26 of them fit in int64.
+constexpr float kMassScale = 68719476736.0f;
+constexpr float kNoMass = 26.0f;  // e^-26 2^36 < 1
+constexpr int kMassBins = 2048;   // bins of y in [-kNoMass, 0]; bin kMassBins is its end point alone
+
 // What one chunk adds to the statistics of its row: sums relative to the chunk's own maximum, so that they depend on nothing
 // but the chunk.
 struct ChunkStats {
@@ -33,14 +38,20 @@ struct Sampling {
 struct ChunkKernels {
   const char* name;
   // fp32 view of n logits at `source` (dtype as in dlmk.h): the source itself, or `buffer` after conversion; and their maximum.
-  // Without a buffer converted values are not kept: the maximum alone is of use.
+  // Without a buffer converted values are not kept: the maximum alone is of use. Without `max` none is looked for.
   const float* (*load)(const void* source, int64_t dtype, int64_t n, float* buffer, float* max);
   // Maximum of n floats, NaN if there is one.
   float (*maximum)(const float* x, int64_t n);
+  // Maximum of the entries other than x[skipped]; -inf if there is none.
+  float (*maximum_without)(const float* x, int64_t n, int64_t skipped);
   // s and t of ChunkStats; fetches `ahead` into the cache on the way.
   void (*sums)(const float* x, int64_t n, float max, const char* ahead, int64_t ahead_bytes, float* s, float* t);
   // s and t over y = (x - m) / temperature of the entries >= keep.
   void (*kept_sums)(const float* x, int64_t n, const Sampling& row, float* s, float* t);
+  // Adds the mass of every entry >= keep to the bin of its y = (x - m) / temperature: floor(-y kMassBins / kNoMass).
+  void (*masses)(const float* x, int64_t n, const Sampling& row, int64_t* bins);
+  // Copies the entries that `masses` counts in one bin; their number.
+  int64_t (*collect_bin)(const float* x, int64_t n, const Sampling& row, int bin, float* out);
   // Draws for n entries, the first of which is vocabulary entry `first` (a multiple of 4); `max` bounds them.
   void (*draw)(const float* x, int64_t n, int64_t first, float max, const Sampling& row, Best* best);
   // Copies the entries >= lowest, in order; their number.

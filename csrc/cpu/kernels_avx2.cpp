@@ -31,16 +31,16 @@ struct V {
   static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
   static Float fnma(Float a, Float b, Float c) { return _mm256_fnmadd_ps(a, b, c); }
   static Float max(Float a, Float b) { return _mm256_max_ps(a, b); }
-  static Float round(Float x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  static Float scale(Float p, Float n) {
-    __m256i shift = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
-    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), shift));
+  // a * 2^n where the low nine bits of `biased` hold n.
+  static Float shift_exponent(Float a, Float biased) {
+    const __m256i shift = _mm256_slli_epi32(_mm256_castps_si256(biased), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), shift));
   }
   static Float select(Mask m, Float a, Float b) { return _mm256_blendv_ps(b, a, m); }
-  static float total(Float x) {
-    __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-    return _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps(half, half, 1)));
+  static double exact_total(Float x) {
+    __m256d sum = _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(x)), _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)));
+    __m128d half = _mm_add_pd(_mm256_castpd256_pd128(sum), _mm256_extractf128_pd(sum, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(half, _mm_unpackhi_pd(half, half)));
   }
   static float highest(Float x) {
     __m128 half = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
@@ -53,19 +53,23 @@ struct V {
   static Mask either(Mask a, Mask b) { return _mm256_or_ps(a, b); }
   static bool any(Mask m) { return _mm256_movemask_ps(m) != 0; }
   static uint32_t bits(Mask m) { return uint32_t(_mm256_movemask_ps(m)); }
-  static Int set_int(uint32_t x) { return _mm256_set1_epi32(int(x)); }
-  static Int lanes() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
-  static Int add_int(Int a, Int b) { return _mm256_add_epi32(a, b); }
-  static Int exclusive(Int a, Int b) { return _mm256_xor_si256(a, b); }
-  static void multiply(Int a, uint32_t b, Int* high, Int* low) {
-    Int factor = set_int(b);
-    Int even = _mm256_mul_epu32(a, factor);
-    Int odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), factor);
-    *low = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
-    *high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
+  static Float floor(Float x) { return _mm256_floor_ps(x); }
+  static Float power_of_two(Float n) {
+    __m256i exponent = _mm256_add_epi32(_mm256_cvttps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
   }
+  static void truncate(Float x, int32_t* p) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_cvttps_epi32(x));
+  }
+  static Int set_int(uint32_t x) { return _mm256_set1_epi64x(int64_t(x)); }
+  static Int even(uint32_t x) { return _mm256_add_epi64(set_int(x), _mm256_setr_epi64x(0, 2, 4, 6)); }
+  static Int odd(uint32_t x) { return _mm256_add_epi64(set_int(x), _mm256_setr_epi64x(1, 3, 5, 7)); }
+  static Int exclusive(Int a, Int b) { return _mm256_xor_si256(a, b); }
+  static Int multiply(Int a, Int b) { return _mm256_mul_epu32(a, b); }
+  static Int high(Int a) { return _mm256_srli_epi64(a, 32); }
+  static Int join(Int even, Int odd) { return _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA); }
   static uint32_t at_most(Int a, uint32_t b) {
-    Int bound = set_int(b);
+    Int bound = _mm256_set1_epi32(int(b));
     return uint32_t(_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_min_epu32(a, bound), a))));
   }
   static void store_int(uint32_t* p, Int a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }

@@ -31,10 +31,15 @@ struct V {
   static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
   static Float fnma(Float a, Float b, Float c) { return _mm512_fnmadd_ps(a, b, c); }
   static Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
-  static Float round(Float x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  static Float scale(Float p, Float n) { return _mm512_scalef_ps(p, n); }
+  static Float shift_exponent(Float a, Float biased) {
+    const __m512i shift = _mm512_slli_epi32(_mm512_castps_si512(biased), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), shift));
+  }
   static Float select(Mask m, Float a, Float b) { return _mm512_mask_blend_ps(m, b, a); }
-  static float total(Float x) { return _mm512_reduce_add_ps(x); }
+  static double exact_total(Float x) {
+    const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(x)), high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1));
+    return _mm512_reduce_add_pd(_mm512_add_pd(low, high));
+  }
   static float highest(Float x) { return _mm512_reduce_max_ps(x); }
   static Mask none() { return 0; }
   static Mask ge(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
@@ -42,18 +47,20 @@ struct V {
   static Mask either(Mask a, Mask b) { return Mask(a | b); }
   static bool any(Mask m) { return m != 0; }
   static uint32_t bits(Mask m) { return m; }
-  static Int set_int(uint32_t x) { return _mm512_set1_epi32(int(x)); }
-  static Int lanes() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
-  static Int add_int(Int a, Int b) { return _mm512_add_epi32(a, b); }
-  static Int exclusive(Int a, Int b) { return _mm512_xor_si512(a, b); }
-  static void multiply(Int a, uint32_t b, Int* high, Int* low) {
-    Int factor = set_int(b);
-    Int even = _mm512_mul_epu32(a, factor);
-    Int odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), factor);
-    *low = _mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
-    *high = _mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd);
+  static Float floor(Float x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+  static Float power_of_two(Float n) {
+    __m512i exponent = _mm512_add_epi32(_mm512_cvttps_epi32(n), _mm512_set1_epi32(127));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23));
   }
-  static uint32_t at_most(Int a, uint32_t b) { return _mm512_cmple_epu32_mask(a, set_int(b)); }
+  static void truncate(Float x, int32_t* p) { _mm512_storeu_si512(p, _mm512_cvttps_epi32(x)); }
+  static Int set_int(uint32_t x) { return _mm512_set1_epi64(int64_t(x)); }
+  static Int even(uint32_t x) { return _mm512_add_epi64(set_int(x), _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14)); }
+  static Int odd(uint32_t x) { return _mm512_add_epi64(set_int(x), _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15)); }
+  static Int exclusive(Int a, Int b) { return _mm512_xor_si512(a, b); }
+  static Int multiply(Int a, Int b) { return _mm512_mul_epu32(a, b); }
+  static Int high(Int a) { return _mm512_srli_epi64(a, 32); }
+  static Int join(Int even, Int odd) { return _mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32)); }
+  static uint32_t at_most(Int a, uint32_t b) { return _mm512_cmple_epu32_mask(a, _mm512_set1_epi32(int(b))); }
   static void store_int(uint32_t* p, Int a) { _mm512_storeu_si512(p, a); }
 };
 

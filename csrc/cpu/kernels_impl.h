@@ -2,20 +2,24 @@
 // an anonymous namespace, so that no function compiled for one is linked into another.
 //
 // V has: Float, Int, Mask types; W lanes; load/store/set for floats; max, sub, mul, fma, ge, unordered, and the integer
-// operations of Philox.
+// operations of Philox. An Int holds 32-bit numbers in the low halves of 64-bit lanes (the high halves are arbitrary), so that a
+// product needs no shuffle; the even and the odd blocks of a group are two Ints, and `join` gives their W words in order.
 
-constexpr float kLowest = -87.0f;  // e^-87 is the last normal float; what is below adds nothing that fp32 can hold
+constexpr float kLowest = -87.0f;  // near the last normal float; what is below adds nothing that fp32 can hold
 
-// e^d for d in [kLowest, 0], relative error 2e-7 near 0 and 4e-7 at the far end: e^d = 2^n e^r with |r| <= log(2) / 2, and
-// (e^r - 1 - r) / r^2 as a polynomial of degree 3, fitted for the least greatest relative error of e^r.
+// e^d for d in [kLowest, 0] within 2e-7: 2^n e^r with |r| <= log(2) / 2, and e^r as 1 + r q(r), fitted for the least greatest
+// relative error (9e-8). For sums; what decides tokens is portable_exp. Adding 1.5 * 2^23 rounds to an integer, which is then in
+// the low bits.
 static inline V::Float vexp(V::Float d) {
-  V::Float n = V::round(V::mul(d, V::set(1.44269504f)));
-  V::Float r = V::fnma(n, V::set(0.69314718f), d);
-  V::Float p = V::fma(V::set(0.0083125f), r, V::set(0.04189033f));
-  p = V::fma(p, r, V::set(0.16667115f));
-  p = V::fma(p, r, V::set(0.4999923f));
-  p = V::fma(p, V::mul(r, r), V::add(r, V::set(1.0f)));
-  return V::scale(p, n);
+  const V::Float integer = V::set(12582912.0f);
+  const V::Float biased = V::fma(d, V::set(1.44269504f), integer), n = V::sub(biased, integer);
+  const V::Float r = V::fnma(n, V::set(0.69314718f), d);
+  V::Float p = V::fma(V::set(8.290272206e-3f), r, V::set(4.189816117e-2f));
+  p = V::fma(p, r, V::set(0.1666763872f));
+  p = V::fma(p, r, V::set(0.4999914765f));
+  p = V::fma(p, r, V::set(0.999999702f));
+  p = V::fma(p, r, V::set(1.0f));
+  return V::shift_exponent(p, biased);
 }
 
 static inline float half_to_float(uint16_t h) {
@@ -26,6 +30,15 @@ static inline float half_to_float(uint16_t h) {
 }
 
 static float k_maximum(const float* x, int64_t n) {
+  if (n < V::W) {
+    float m = -INFINITY;
+    bool any_nan = false;
+    for (int64_t i = 0; i < n; ++i) {
+      any_nan |= x[i] != x[i];
+      m = x[i] > m ? x[i] : m;
+    }
+    return any_nan ? NAN : m;
+  }
   int64_t i = 0;
   V::Float m0 = V::set(-INFINITY), m1 = m0, m2 = m0, m3 = m0;
   V::Mask nan = V::none();
@@ -38,104 +51,211 @@ static float k_maximum(const float* x, int64_t n) {
     m2 = V::max(c, m2);
     m3 = V::max(d, m3);
   }
-  float m = V::highest(V::max(V::max(m0, m1), V::max(m2, m3)));
-  bool any_nan = V::any(nan);
-  for (; i < n; ++i) {
-    any_nan |= x[i] != x[i];
-    m = x[i] > m ? x[i] : m;
+  for (; i < n; i += V::W) {  // the last vector may take some entries a second time
+    V::Float a = V::load(x + (i + V::W <= n ? i : n - V::W));
+    nan = V::either(nan, V::unordered(a, a));
+    m0 = V::max(a, m0);
   }
-  return any_nan ? NAN : m;
+  return V::any(nan) ? NAN : V::highest(V::max(V::max(m0, m1), V::max(m2, m3)));
+}
+
+// Maximum of the entries other than `skipped`; no entry is NaN.
+static float k_maximum_without(const float* x, int64_t n, int64_t skipped) {
+  if (n < V::W) {
+    float m = -INFINITY;
+    for (int64_t i = 0; i < n; ++i) m = x[i] > m && i != skipped ? x[i] : m;
+    return m;
+  }
+  V::Float m = V::set(-INFINITY);
+  for (int64_t i = 0; i < n; i += V::W) {
+    const int64_t at = i + V::W <= n ? i : n - V::W;
+    V::Float a = V::load(x + at);
+    if (skipped >= at && skipped < at + V::W) {
+      float lanes[V::W];
+      V::store(lanes, a);
+      lanes[skipped - at] = -INFINITY;
+      a = V::load(lanes);
+    }
+    m = V::max(a, m);
+  }
+  return V::highest(m);
+}
+
+static inline V::Float load_half(const uint16_t* h, int64_t dtype) {
+  return dtype == 1 ? V::load_bf16(h) : V::load_f16(h);
+}
+
+template <int64_t dtype>
+static float load_halves(const uint16_t* h, int64_t n, float* buffer) {
+  if (n < V::W) {
+    float few[V::W], *out = buffer ? buffer : few;
+    for (int64_t i = 0; i < n; ++i) out[i] = dtype == 1 ? bits_float(uint32_t(h[i]) << 16) : half_to_float(h[i]);
+    return k_maximum(out, n);
+  }
+  int64_t i = 0;
+  V::Float m0 = V::set(-INFINITY), m1 = m0;
+  V::Mask nan = V::none();
+  for (; i + 2 * V::W <= n; i += 2 * V::W) {
+    V::Float a = load_half(h + i, dtype), b = load_half(h + i + V::W, dtype);
+    if (buffer) {
+      V::store(buffer + i, a);
+      V::store(buffer + i + V::W, b);
+    }
+    nan = V::either(nan, V::unordered(a, b));
+    m0 = V::max(a, m0);
+    m1 = V::max(b, m1);
+  }
+  for (; i < n; i += V::W) {
+    const int64_t at = i + V::W <= n ? i : n - V::W;
+    V::Float a = load_half(h + at, dtype);
+    if (buffer) V::store(buffer + at, a);
+    nan = V::either(nan, V::unordered(a, a));
+    m0 = V::max(a, m0);
+  }
+  return V::any(nan) ? NAN : V::highest(V::max(m0, m1));
 }
 
 static const float* k_load(const void* source, int64_t dtype, int64_t n, float* buffer, float* max) {
   if (dtype == 0) {
     const float* x = static_cast<const float*>(source);
-    *max = k_maximum(x, n);
+    if (max) *max = k_maximum(x, n);
     return x;
   }
   const uint16_t* h = static_cast<const uint16_t*>(source);
-  int64_t i = 0;
-  V::Float m0 = V::set(-INFINITY), m1 = m0;
-  V::Mask nan = V::none();
-  if (dtype == 1) {
-    for (; i + 2 * V::W <= n; i += 2 * V::W) {
-      V::Float a = V::load_bf16(h + i), b = V::load_bf16(h + i + V::W);
-      if (buffer) {
-        V::store(buffer + i, a);
-        V::store(buffer + i + V::W, b);
-      }
-      nan = V::either(nan, V::unordered(a, b));
-      m0 = V::max(a, m0);
-      m1 = V::max(b, m1);
-    }
-  } else {
-    for (; i + 2 * V::W <= n; i += 2 * V::W) {
-      V::Float a = V::load_f16(h + i), b = V::load_f16(h + i + V::W);
-      if (buffer) {
-        V::store(buffer + i, a);
-        V::store(buffer + i + V::W, b);
-      }
-      nan = V::either(nan, V::unordered(a, b));
-      m0 = V::max(a, m0);
-      m1 = V::max(b, m1);
-    }
-  }
-  float m = V::highest(V::max(m0, m1));
-  bool any_nan = V::any(nan);
-  for (; i < n; ++i) {
-    float x = dtype == 1 ? bits_float(uint32_t(h[i]) << 16) : half_to_float(h[i]);
-    if (buffer) buffer[i] = x;
-    any_nan |= x != x;
-    m = x > m ? x : m;
-  }
-  *max = any_nan ? NAN : m;
+  const float m = dtype == 1 ? load_halves<1>(h, n, buffer) : load_halves<2>(h, n, buffer);
+  if (max) *max = m;
   return buffer;
 }
 
-static inline void scalar_term(float d, float* s, float* t) {
-  if (d < kLowest) return;
-  float e = expf(d);
-  *s += e;
-  *t += e * d;
+// In fp32 a lane that holds the winner's 1 rounds off most of what is small beside it. Partial sums are therefore short, so many
+// vectors each, and what rounds off where they are added up is kept (fast two-sum).
+constexpr int kShort = 8;
+
+// Runs term(x, j), which adds vector x to partial sum j (0 or 1), over n entries, the last ones padded with -inf; flush() takes
+// the partial sums every kShort vectors of each.
+template <class Term, class Flush, class Ahead>
+static inline void accumulate(const float* x, int64_t n, Term term, Flush flush, Ahead ahead) {
+  const int64_t pair = 2 * V::W;
+  int64_t i = 0;
+  while (i + pair <= n) {
+    const int64_t end = i + pair * kShort <= n ? i + pair * kShort : n - n % pair;
+    for (; i < end; i += pair) {
+      ahead();
+      term(V::load(x + i), 0);
+      term(V::load(x + i + V::W), 1);
+    }
+    flush();
+  }
+  if (i < n) {
+    float rest[2 * V::W];
+    for (int64_t j = 0; j < pair; ++j) rest[j] = i + j < n ? x[i + j] : -INFINITY;
+    term(V::load(rest), 0);
+    term(V::load(rest + V::W), 1);
+    flush();
+  }
+}
+
+// s and t of terms that exponent(x) gives; `keep(e, x)` may clear e.
+template <class Exponent, class Keep, class Ahead>
+static inline void sums(const float* x, int64_t n, Exponent exponent, Keep keep, Ahead ahead, float* s, float* t) {
+  const V::Float zero = V::set(0.0f);
+  V::Float s0 = zero, s1 = zero, t0 = zero, t1 = zero;
+  V::Float s_total = zero, s_lost = zero, t_total = zero;
+  accumulate(
+      x, n,
+      [&](V::Float v, int j) {
+        const V::Float d = V::max(exponent(v), V::set(kLowest)), e = keep(vexp(d), v);
+        V::Float &s_j = j ? s1 : s0, &t_j = j ? t1 : t0;
+        s_j = V::add(s_j, e);
+        t_j = V::fma(e, d, t_j);
+      },
+      [&] {
+        const V::Float part = V::add(s0, s1), sum = V::add(s_total, part);
+        s_lost = V::add(s_lost, V::sub(part, V::sub(sum, s_total)));
+        s_total = sum;
+        t_total = V::add(t_total, V::add(t0, t1));
+        s0 = s1 = t0 = t1 = zero;
+      },
+      ahead);
+  *s = float(V::exact_total(s_total) + V::exact_total(s_lost));
+  *t = float(V::exact_total(t_total));
 }
 
 static void k_sums(const float* x, int64_t n, float max, const char* ahead, int64_t ahead_bytes, float* s, float* t) {
-  int64_t i = 0, fetched = 0;
-  V::Float m = V::set(max), lowest = V::set(kLowest), zero = V::set(0.0f);
-  V::Float s0 = zero, s1 = zero, t0 = zero, t1 = zero;
+  const V::Float m = V::set(max);
   // The next chunk arrives while this one is computed: as many bytes a round as keep both in step.
-  const int64_t stride = n > 0 ? (ahead_bytes * 2 * V::W + n - 1) / n : 0;
-  for (; i + 2 * V::W <= n; i += 2 * V::W) {
-    for (int64_t end = fetched + stride; fetched < end; fetched += 64) __builtin_prefetch(ahead + fetched);
-    V::Float d0 = V::max(V::sub(V::load(x + i), m), lowest);
-    V::Float d1 = V::max(V::sub(V::load(x + i + V::W), m), lowest);
-    V::Float e0 = vexp(d0), e1 = vexp(d1);
-    s0 = V::add(s0, e0);
-    s1 = V::add(s1, e1);
-    t0 = V::fma(e0, d0, t0);
-    t1 = V::fma(e1, d1, t1);
-  }
-  *s = V::total(V::add(s0, s1));
-  *t = V::total(V::add(t0, t1));
-  for (; i < n; ++i) scalar_term(x[i] - max, s, t);
+  const int64_t stride = ahead_bytes > 0 ? (ahead_bytes * 2 * V::W + n - 1) / n : 0;
+  int64_t fetched = 0, wanted = 0;
+  sums(
+      x, n, [&](V::Float v) { return V::sub(v, m); }, [](V::Float e, V::Float) { return e; },
+      [&] {
+        for (wanted += stride; fetched < wanted; fetched += 64) __builtin_prefetch(ahead + fetched);
+      },
+      s, t);
 }
 
 static void k_kept_sums(const float* x, int64_t n, const Sampling& row, float* s, float* t) {
-  int64_t i = 0;
-  V::Float m = V::set(row.m), lowest = V::set(kLowest), zero = V::set(0.0f);
-  V::Float temperature = V::set(row.temperature), keep = V::set(row.keep);
-  V::Float s0 = zero, t0 = zero;
-  for (; i + V::W <= n; i += V::W) {
-    V::Float v = V::load(x + i);
-    V::Float d = V::max(V::div(V::sub(v, m), temperature), lowest);
-    V::Float e = V::select(V::ge(v, keep), vexp(d), zero);
-    s0 = V::add(s0, e);
-    t0 = V::fma(e, d, t0);
+  const V::Float m = V::set(row.m), least = V::set(row.keep), zero = V::set(0.0f);
+  const float inverse = 1.0f / row.temperature;  // a rounding more than a quotient; finite, so that 0 * inverse is 0
+  const V::Float scale = V::set(inverse < 3e38f ? inverse : 3e38f);
+  sums(
+      x, n, [&](V::Float v) { return V::mul(V::sub(v, m), scale); },
+      [&](V::Float e, V::Float v) { return V::select(V::ge(v, least), e, zero); }, [] {}, s, t);
+}
+
+// portable_exp, the same bits, for x <= 0.
+static inline V::Float portable_exp_lanes(V::Float x) {
+  const V::Float given = x, n = V::floor(V::add(V::mul(V::set(1.44269504f), x), V::set(0.5f)));
+  x = V::sub(x, V::mul(n, V::set(0.693359375f)));
+  x = V::sub(x, V::mul(n, V::set(-2.12194440e-4f)));
+  V::Float p = V::set(1.9875691500e-4f);
+  p = V::add(V::mul(p, x), V::set(1.3981999507e-3f));
+  p = V::add(V::mul(p, x), V::set(8.3334519073e-3f));
+  p = V::add(V::mul(p, x), V::set(4.1665795894e-2f));
+  p = V::add(V::mul(p, x), V::set(1.6666665459e-1f));
+  p = V::add(V::mul(p, x), V::set(5.0000001201e-1f));
+  V::Float y = V::mul(p, V::mul(x, x));
+  y = V::add(V::add(y, x), V::set(1.0f));
+  return V::select(V::ge(given, V::set(kLowest)), V::mul(y, V::power_of_two(n)), V::set(0.0f));
+}
+
+// Bins of y = (x - m) / temperature from 0 down to -kNoMass, as floats; body(lanes that have mass, vector x, y, bins, offset).
+template <class Body>
+static inline void over_bins(const float* x, int64_t n, const Sampling& row, Body body) {
+  const V::Float m = V::set(row.m), temperature = V::set(row.temperature), keep = V::set(row.keep);
+  for (int64_t i = 0; i < n; i += V::W) {
+    float rest[V::W];
+    if (i + V::W > n)
+      for (int64_t j = 0; j < V::W; ++j) rest[j] = i + j < n ? x[i + j] : -INFINITY;
+    const V::Float v = V::load(i + V::W > n ? rest : x + i), y = V::div(V::sub(v, m), temperature);
+    const uint32_t lanes = V::bits(V::ge(y, V::set(-kNoMass))) & V::bits(V::ge(v, keep));
+    if (lanes) body(lanes, v, y, V::floor(V::mul(y, V::set(-kMassBins / kNoMass))));
   }
-  *s = V::total(s0);
-  *t = V::total(t0);
-  for (; i < n; ++i)
-    if (x[i] >= row.keep) scalar_term((x[i] - row.m) / row.temperature, s, t);
+}
+
+static void k_masses(const float* x, int64_t n, const Sampling& row, int64_t* bins) {
+  over_bins(x, n, row, [&](uint32_t lanes, V::Float, V::Float y, V::Float bin) {
+    float mass[V::W];
+    int32_t at[V::W];
+    V::store(mass, V::mul(portable_exp_lanes(y), V::set(kMassScale)));
+    V::truncate(bin, at);
+    for (; lanes; lanes &= lanes - 1) {
+      const int lane = __builtin_ctz(lanes);
+      bins[at[lane]] += int64_t(mass[lane]);
+    }
+  });
+}
+
+static int64_t k_collect_bin(const float* x, int64_t n, const Sampling& row, int bin, float* out) {
+  int64_t found = 0;
+  const V::Float wanted = V::set(float(bin));
+  over_bins(x, n, row, [&](uint32_t lanes, V::Float v, V::Float, V::Float at) {
+    lanes &= V::bits(V::ge(at, wanted)) & V::bits(V::ge(wanted, at));
+    float values[V::W];
+    if (lanes) V::store(values, v);
+    for (; lanes; lanes &= lanes - 1) out[found++] = values[__builtin_ctz(lanes)];
+  });
+  return found;
 }
 
 // Words up to this one may beat `best`: u <= -log(1 - u) = e^-g, so a draw of at least `gap` needs u <= e^-gap.
@@ -159,53 +279,79 @@ static inline void consider(float x, int64_t index, uint32_t word, const Samplin
   if (value > best->value || (value == best->value && index < best->index)) *best = {value, index};
 }
 
+// What a row's Philox blocks have in common.
+struct PhiloxRow {
+  V::Int keys[kPhiloxRounds][2], row_low, row_high, step;
+
+  explicit PhiloxRow(const DrawKey& key)
+      : row_low(V::set_int(uint32_t(key.row_id))),
+        row_high(V::set_int(uint32_t(key.row_id >> 32))),
+        step(V::set_int(uint32_t(key.step))) {
+    uint32_t k0 = uint32_t(key.seed), k1 = uint32_t(key.seed >> 32);
+    for (auto& round : keys) {
+      round[0] = V::set_int(k0);
+      round[1] = V::set_int(k1);
+      k0 += kPhiloxW0;
+      k1 += kPhiloxW1;
+    }
+  }
+
+  // Words of W consecutive blocks: word k of each in words[k].
+  inline void group(uint32_t block, V::Int* words) const {
+    const V::Int factor0 = V::set_int(kPhiloxM0), factor1 = V::set_int(kPhiloxM1);
+    const uint32_t first = (kGumbelStream << 24) | block;
+    V::Int even[4] = {V::even(first), row_low, step, row_high}, odd[4] = {V::odd(first), row_low, step, row_high};
+    const auto mix = [&](V::Int* c, const V::Int* round) {
+      const V::Int p0 = V::multiply(c[0], factor0), p1 = V::multiply(c[2], factor1);
+      c[0] = V::exclusive(V::high(p1), V::exclusive(c[1], round[0]));
+      c[1] = p1;
+      c[2] = V::exclusive(V::high(p0), V::exclusive(c[3], round[1]));
+      c[3] = p0;
+    };
+    for (const auto& round : keys) {
+      mix(even, round);
+      mix(odd, round);
+    }
+    for (int k = 0; k < 4; ++k) words[k] = V::join(even[k], odd[k]);
+  }
+};
+
 static void k_draw(const float* x, int64_t n, int64_t first, float max, const Sampling& row, Best* best) {
   const float bound = (max - row.m) / row.temperature;
   uint32_t limit = largest_word(bound, best->value);
   float lowest = lowest_contender(best->value, row);
-  const uint32_t key0 = uint32_t(row.key.seed), key1 = uint32_t(row.key.seed >> 32);
+  const PhiloxRow philox(row.key);
   const int64_t group = 4 * V::W;
   int64_t i = 0;
   for (; i + group <= n; i += group) {
     const V::Float tallest = V::max(V::max(V::load(x + i), V::load(x + i + V::W)),
                                     V::max(V::load(x + i + 2 * V::W), V::load(x + i + 3 * V::W)));
     if (!V::bits(V::ge(tallest, V::set(lowest)))) continue;
-    V::Int c0 = V::add_int(V::set_int((kGumbelStream << 24) | uint32_t((first + i) >> 2)), V::lanes());
-    V::Int c1 = V::set_int(uint32_t(row.key.row_id)), c2 = V::set_int(uint32_t(row.key.step));
-    V::Int c3 = V::set_int(uint32_t(row.key.row_id >> 32));
-    uint32_t k0 = key0, k1 = key1;
-    for (int round = 0; round < kPhiloxRounds; ++round) {
-      V::Int high0, low0, high1, low1;
-      V::multiply(c0, kPhiloxM0, &high0, &low0);
-      V::multiply(c2, kPhiloxM1, &high1, &low1);
-      c0 = V::exclusive(V::exclusive(high1, c1), V::set_int(k0));
-      c1 = low1;
-      c2 = V::exclusive(V::exclusive(high0, c3), V::set_int(k1));
-      c3 = low0;
-      k0 += kPhiloxW0;
-      k1 += kPhiloxW1;
-    }
-    const V::Int words[4] = {c0, c1, c2, c3};
+    V::Int words[4];
+    philox.group(uint32_t((first + i) >> 2), words);
     uint32_t lanes = 0;
     for (int k = 0; k < 4; ++k) lanes |= V::at_most(words[k], limit);
     if (!lanes) continue;
     uint32_t stored[4][V::W];
     for (int k = 0; k < 4; ++k) V::store_int(stored[k], words[k]);
-    const float before = best->value;
     for (; lanes; lanes &= lanes - 1) {
       const int lane = __builtin_ctz(lanes);
-      for (int k = 0; k < 4; ++k)
-        if (stored[k][lane] <= limit && x[i + 4 * lane + k] >= lowest)
-          consider(x[i + 4 * lane + k], first + i + 4 * lane + k, stored[k][lane], row, best);
-    }
-    if (best->value > before) {
-      limit = largest_word(bound, best->value);
-      lowest = lowest_contender(best->value, row);
+      for (int k = 0; k < 4; ++k) {
+        const int64_t at = i + 4 * lane + k;
+        if (stored[k][lane] > limit || !(x[at] >= lowest)) continue;
+        const float before = best->value;
+        consider(x[at], first + at, stored[k][lane], row, best);
+        if (best->value > before) {
+          limit = largest_word(bound, best->value);
+          lowest = lowest_contender(best->value, row);
+        }
+      }
     }
   }
   for (; i < n; i += 4) {
-    Words words = keyed_words(row.key, kGumbelStream, uint32_t((first + i) >> 2));
-    for (int64_t k = 0; k < 4 && i + k < n; ++k) consider(x[i + k], first + i + k, words.w[k], row, best);
+    const Words words = keyed_words(row.key, kGumbelStream, uint32_t((first + i) >> 2));
+    for (int64_t k = 0; k < 4 && i + k < n; ++k)
+      if (words.w[k] <= limit) consider(x[i + k], first + i + k, words.w[k], row, best);
   }
 }
 
@@ -234,5 +380,5 @@ static int64_t k_find(const float* x, int64_t n, float value) {
 }
 
 static constexpr ChunkKernels table(const char* name) {
-  return {name, k_load, k_maximum, k_sums, k_kept_sums, k_draw, k_collect, k_find};
+  return {name, k_load, k_maximum, k_maximum_without, k_sums, k_kept_sums, k_masses, k_collect_bin, k_draw, k_collect, k_find};
 }

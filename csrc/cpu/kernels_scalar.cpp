@@ -8,7 +8,7 @@ namespace {
 
 struct V {
   using Float = float;
-  using Int = uint32_t;
+  using Int = uint64_t;
   using Mask = bool;
   static constexpr int W = 1;
   static Float load(const float* p) { return *p; }
@@ -23,10 +23,9 @@ struct V {
   static Float fma(Float a, Float b, Float c) { return a * b + c; }
   static Float fnma(Float a, Float b, Float c) { return c - a * b; }
   static Float max(Float a, Float b) { return a > b ? a : b; }
-  static Float round(Float x) { return std::nearbyint(x); }
-  static Float scale(Float p, Float n) { return p * bits_float(uint32_t(int(n) + 127) << 23); }
+  static Float shift_exponent(Float a, Float biased) { return bits_float(float_bits(a) + (float_bits(biased) << 23)); }
   static Float select(Mask m, Float a, Float b) { return m ? a : b; }
-  static float total(Float x) { return x; }
+  static double exact_total(Float x) { return double(x); }
   static float highest(Float x) { return x; }
   static Mask none() { return false; }
   static Mask ge(Float a, Float b) { return a >= b; }
@@ -34,17 +33,18 @@ struct V {
   static Mask either(Mask a, Mask b) { return a || b; }
   static bool any(Mask m) { return m; }
   static uint32_t bits(Mask m) { return m; }
+  static Float floor(Float x) { return std::floor(x); }
+  static Float power_of_two(Float n) { return bits_float(uint32_t(int32_t(n) + 127) << 23); }
+  static void truncate(Float x, int32_t* p) { *p = int32_t(x); }
   static Int set_int(uint32_t x) { return x; }
-  static Int lanes() { return 0; }
-  static Int add_int(Int a, Int b) { return a + b; }
+  static Int even(uint32_t x) { return x; }
+  static Int odd(uint32_t) { return 0; }
   static Int exclusive(Int a, Int b) { return a ^ b; }
-  static void multiply(Int a, uint32_t b, Int* high, Int* low) {
-    uint64_t product = uint64_t(a) * b;
-    *high = uint32_t(product >> 32);
-    *low = uint32_t(product);
-  }
-  static uint32_t at_most(Int a, uint32_t b) { return a <= b; }
-  static void store_int(uint32_t* p, Int a) { *p = a; }
+  static Int multiply(Int a, Int b) { return uint64_t(uint32_t(a)) * uint32_t(b); }
+  static Int high(Int a) { return a >> 32; }
+  static Int join(Int even, Int) { return even; }
+  static uint32_t at_most(Int a, uint32_t b) { return uint32_t(a) <= b; }
+  static void store_int(uint32_t* p, Int a) { *p = uint32_t(a); }
 };
 
 #include "cpu/kernels_impl.h"

@@ -6,12 +6,13 @@ namespace dlmk {
 
 const float* Row::view(int64_t chunk, float* buffer, float* max) const {
   const int64_t begin = chunk * kChunk, n = size(chunk);
-  const float* x = kernels().load(logits + begin * width(), dtype, n, buffer, max);
   auto id = std::lower_bound(suppressed->begin(), suppressed->end(), begin);
-  if (id == suppressed->end() || *id >= begin + n) return x;
+  const bool whole = id == suppressed->end() || *id >= begin + n;
+  const float* x = kernels().load(logits + begin * width(), dtype, n, buffer, whole ? max : nullptr);
+  if (whole) return x;
   if (x != buffer) std::copy(x, x + n, buffer);
   for (; id != suppressed->end() && *id < begin + n; ++id) buffer[*id - begin] = -INFINITY;
-  *max = kernels().maximum(buffer, n);
+  if (max) *max = kernels().maximum(buffer, n);
   return buffer;
 }
 
@@ -26,23 +27,27 @@ float Row::maximum(int64_t chunk, float* buffer) const {
   return max;
 }
 
-void chunk_statistics(const Row& row, int64_t begin, int64_t end, Scratch& scratch, ChunkStats* chunks) {
+bool reshaped(const Row& row, const RowParameters& parameters) {
+  const bool filtered = (parameters.top_k > 0 && parameters.top_k < row.V) || !(parameters.top_p >= 1);
+  return parameters.sampling_confidence && (filtered || (parameters.temperature > 0 && parameters.temperature != 1));
+}
+
+void chunk_statistics(const Row& row, int64_t begin, int64_t end, bool sums, Scratch& scratch, ChunkStats* chunks) {
   float* buffer = scratch.buffer.data();
   float highest = -INFINITY;
   const auto near = [&](const ChunkStats& chunk) {
     return std::isfinite(chunk.max) && chunk.max >= highest - kNegligible;
   };
   // Sums that the final maximum makes negligible are left out when chunks are merged, so neither order changes a result.
-  if (scratch.peaked) {  // the maximum of the row first, then the sums of the few chunks that it leaves
+  if (scratch.peaked || !sums) {  // the maximum of the row first, then the sums of the few chunks that it leaves
     for (int64_t c = begin; c < end; ++c) {
       chunks[c] = {row.maximum(c, buffer), 0, 0};
       if (chunks[c].max > highest) highest = chunks[c].max;
     }
-    for (int64_t c = begin; c < end; ++c) {
+    for (int64_t c = begin; c < end && sums; ++c) {
       if (!near(chunks[c])) continue;
-      float max;
-      const float* x = row.view(c, buffer, &max);
-      kernels().sums(x, row.size(c), max, nullptr, 0, &chunks[c].s, &chunks[c].t);
+      const float* x = row.view(c, buffer);
+      kernels().sums(x, row.size(c), chunks[c].max, nullptr, 0, &chunks[c].s, &chunks[c].t);
     }
   } else {  // both while the chunk is in the first-level cache
     for (int64_t c = begin; c < end; ++c) {
@@ -64,19 +69,17 @@ void chunk_statistics(const Row& row, int64_t begin, int64_t end, Scratch& scrat
 namespace {
 
 RowResult nan_row(const Row& row, int64_t chunk, Scratch& scratch) {
-  float max;
-  const float* x = row.view(chunk, scratch.buffer.data(), &max);
+  const float* x = row.view(chunk, scratch.buffer.data());
   int64_t i = 0;
   while (x[i] == x[i]) ++i;
   return {chunk * kChunk + i, NAN, NAN, NAN, NAN};
 }
 
-RowResult infinite_row(const Row& row, Scratch& scratch) {
+RowResult infinite_row(const Row& row, const ChunkStats* chunks, Scratch& scratch) {
   int64_t count = 0, first = -1;
   for (int64_t c = 0; c < row.chunks(); ++c) {
-    float max;
-    const float* x = row.view(c, scratch.buffer.data(), &max);
-    if (max != INFINITY) continue;
+    if (chunks[c].max != INFINITY) continue;
+    const float* x = row.view(c, scratch.buffer.data());
     for (int64_t i = 0; i < row.size(c); ++i) {
       if (x[i] != INFINITY) continue;
       if (first < 0) first = c * kChunk + i;
@@ -97,15 +100,14 @@ RowStats merge(const Row& row, const ChunkStats* chunks, float m, Scratch& scrat
     else
       stats.second = std::max(stats.second, chunk.max);
     if (!(chunk.max >= m - kNegligible)) continue;
-    const double d = double(chunk.max) - double(m), scale = std::exp(d);
+    const double d = double(chunk.max) - double(m), scale = d == 0 ? 1 : std::exp(d);
     stats.s += scale * chunk.s;
     stats.t += scale * (double(chunk.t) + d * chunk.s);
   }
-  float max;
-  const float* x = row.view(winner, scratch.buffer.data(), &max);
+  const float* x = row.view(winner, scratch.buffer.data());
   const int64_t n = row.size(winner), i = kernels().find(x, n, m);
   stats.index = winner * kChunk + i;
-  stats.second = std::max({stats.second, kernels().maximum(x, i), kernels().maximum(x + i + 1, n - i - 1)});
+  if (stats.second < m) stats.second = std::max(stats.second, kernels().maximum_without(x, n, i));
   return stats;
 }
 
@@ -121,24 +123,28 @@ int64_t draw(const Row& row, const RowStats& stats, const Sampling& sampling, co
   });
   const Words words = keyed_words(sampling.key, kGumbelStream, uint32_t(stats.index >> 2));
   const Best start = {0.0f + gumbel_from_word(words.w[stats.index & 3]), stats.index};
-  std::vector<Best> best(size_t(std::max(threads, 1)), start);
-  parallel(threads, [&](int thread, int team) {
-    std::vector<float> own(team > 1 ? kChunk : 0);
-    float* buffer = team > 1 ? own.data() : scratch.buffer.data();
-    Best& mine = best[size_t(thread)];
-    for (size_t i = size_t(thread); i < order.size(); i += size_t(team)) {
-      const float bound = (chunks[order[i]].max - sampling.m) / sampling.temperature;
-      if (bound + kLargestGumbel < mine.value) break;  // and so is every later chunk
-      float max;
-      const float* x = row.view(order[i], buffer, &max);
-      kernels().draw(x, row.size(order[i]), order[i] * kChunk, max, sampling, &mine);
+  const auto draw_from = [&](size_t from, size_t stride, float* buffer) {
+    Best best = start;
+    for (size_t i = from; i < order.size(); i += stride) {
+      const float max = chunks[order[i]].max;
+      if ((max - sampling.m) / sampling.temperature + kLargestGumbel < best.value) break;  // and so is every later chunk
+      kernels().draw(row.view(order[i], buffer), row.size(order[i]), order[i] * kChunk, max, sampling, &best);
     }
-  });
+    return best;
+  };
   Best winner = start;
-  for (const Best& other : best)
-    if (other.value > winner.value || (other.value == winner.value && other.index < winner.index)) winner = other;
-  float max;
-  *logit = row.view(winner.index / kChunk, scratch.buffer.data(), &max)[winner.index % kChunk];
+  if (threads <= 1) {
+    winner = draw_from(0, 1, scratch.buffer.data());
+  } else {
+    std::vector<Best> found(size_t(threads), start);
+    std::vector<float> buffers(size_t(threads) * kChunk);
+    parallel(threads, [&](int thread, int team) {
+      found[size_t(thread)] = draw_from(size_t(thread), size_t(team), buffers.data() + int64_t(thread) * kChunk);
+    });
+    for (const Best& other : found)
+      if (other.value > winner.value || (other.value == winner.value && other.index < winner.index)) winner = other;
+  }
+  *logit = row.view(winner.index / kChunk, scratch.buffer.data())[winner.index % kChunk];
   return winner.index;
 }
 
@@ -151,7 +157,7 @@ RowResult finish_row(const Row& row, const RowParameters& parameters, const Chun
     if (chunks[c].max != chunks[c].max) return nan_row(row, c, scratch);
     m = std::max(m, chunks[c].max);
   }
-  if (m == INFINITY) return infinite_row(row, scratch);
+  if (m == INFINITY) return infinite_row(row, chunks, scratch);
   if (m == -INFINITY) return {0, 0, 0, 0, -INFINITY};
 
   const RowStats stats = merge(row, chunks, m, scratch);
@@ -166,15 +172,15 @@ RowResult finish_row(const Row& row, const RowParameters& parameters, const Chun
   if (sampled) token = draw(row, stats, sampling, chunks, scratch, threads, &logit);
 
   double s = stats.s, t = stats.t, temperature = 1, second = double(stats.second) - double(m);
-  if (parameters.sampling_confidence && (sampling.temperature != 1 || sampling.keep > -INFINITY)) {
+  if (reshaped(row, parameters)) {
     temperature = sampling.temperature;
     second = stats.second >= sampling.keep ? second / temperature : -INFINITY;
     s = t = 0;
     for (int64_t c = 0; c < row.chunks(); ++c) {
       const float max = chunks[c].max;
       if (max < sampling.keep || (max - m) / sampling.temperature < -kNegligible) continue;
-      float ignored, chunk_s, chunk_t;
-      const float* x = row.view(c, scratch.buffer.data(), &ignored);
+      float chunk_s, chunk_t;
+      const float* x = row.view(c, scratch.buffer.data());
       kernels().kept_sums(x, row.size(c), sampling, &chunk_s, &chunk_t);
       s += chunk_s;
       t += chunk_t;

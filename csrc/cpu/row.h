@@ -23,8 +23,8 @@ struct Row {
   int64_t chunks() const { return (V + kChunk - 1) / kChunk; }
   int64_t size(int64_t chunk) const { return std::min(kChunk, V - chunk * kChunk); }
 
-  // The chunk as floats, suppressed entries -inf, and its maximum. `buffer` holds kChunk floats.
-  const float* view(int64_t chunk, float* buffer, float* max) const;
+  // The chunk as floats, suppressed entries -inf, and its maximum if asked for. `buffer` holds kChunk floats.
+  const float* view(int64_t chunk, float* buffer, float* max = nullptr) const;
   // The maximum alone, for which nothing is written unless an entry of the chunk is suppressed.
   float maximum(int64_t chunk, float* buffer) const;
 };
@@ -35,7 +35,6 @@ struct Scratch {
   std::vector<ChunkStats> chunks;
   std::vector<int64_t> order;
   std::vector<float> values;
-  std::vector<int64_t> masses;
   // Whether the thread's last row was peaked: few chunks near its maximum. A guess about the next row, on which only the time
   // depends.
   bool peaked = false;
@@ -60,8 +59,11 @@ struct RowParameters {
   bool sampling_confidence, top_p_first;
 };
 
-// Fills scratch.chunks[begin, end).
-void chunk_statistics(const Row& row, int64_t begin, int64_t end, Scratch& scratch, ChunkStats* chunks);
+// Are the row's statistics those of another distribution than softmax(x)?
+bool reshaped(const Row& row, const RowParameters& parameters);
+
+// Fills chunks[begin, end): the maxima, and with `sums` the sums that count.
+void chunk_statistics(const Row& row, int64_t begin, int64_t end, bool sums, Scratch& scratch, ChunkStats* chunks);
 
 // The lowest kept logit under top-k and top-p; -inf when neither applies. filters.cpp
 float lowest_kept(const Row& row, const RowStats& stats, const RowParameters& parameters, const ChunkStats* chunks,

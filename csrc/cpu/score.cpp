@@ -73,8 +73,9 @@ class Scorer {
       scratch.chunks.resize(size_t((a_.V + kChunk - 1) / kChunk));
       for (size_t i = size_t(thread); i < live_.size(); i += size_t(team)) {
         const Row r = row(live_[i]);
-        chunk_statistics(r, 0, r.chunks(), scratch, scratch.chunks.data());
-        put(live_[i], finish_row(r, parameters(live_[i]), scratch.chunks.data(), scratch, 1));
+        const RowParameters p = parameters(live_[i]);
+        chunk_statistics(r, 0, r.chunks(), !reshaped(r, p), scratch, scratch.chunks.data());
+        put(live_[i], finish_row(r, p, scratch.chunks.data(), scratch, 1));
       }
     });
   }
@@ -85,12 +86,13 @@ class Scorer {
     shared.chunks.resize(size_t((a_.V + kChunk - 1) / kChunk));
     for (int64_t index : live_) {
       const Row r = row(index);
+      const RowParameters p = parameters(index);
       parallel(threads, [&](int thread, int team) {
         Scratch own;
         const int64_t n = r.chunks();
-        chunk_statistics(r, n * thread / team, n * (thread + 1) / team, own, shared.chunks.data());
+        chunk_statistics(r, n * thread / team, n * (thread + 1) / team, !reshaped(r, p), own, shared.chunks.data());
       });
-      put(index, finish_row(r, parameters(index), shared.chunks.data(), shared, threads));
+      put(index, finish_row(r, p, shared.chunks.data(), shared, threads));
     }
   }
 
