@@ -1,4 +1,4 @@
-"""The scoring arguments that `score_tokens` and `denoise_step_` share."""
+"""The scoring arguments that `score_tokens` and the steps share."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dlm_kernels import arguments
 from dlm_kernels.errors import InvalidArgumentError
+from dlm_kernels.rng import make_row_ids
 
 CONFIDENCES = ("model", "sampling")
 FILTER_ORDERS = ("top_k_first", "top_p_first")
@@ -44,6 +45,26 @@ def check_logits(logits: Any, least_rank: int, most_rank: int | None = None) -> 
     if logits.requires_grad:
         logits = logits.detach()
     return logits if logits.stride(-1) == 1 else logits.contiguous()
+
+
+def check_step(tokens: Any, logits: Any) -> Tensor:
+    """tokens int64 [B, L] that can be written; logits [B, L, V] to go with them, as the ops can take them."""
+    arguments.tensor("tokens", tokens, (torch.int64,), (None, None))
+    arguments.writable("tokens", tokens)
+    logits = check_logits(logits, 3, 3)
+    arguments.same_device("logits", logits, tokens)
+    if logits.shape[:2] != tokens.shape:
+        wanted = f"[{tokens.shape[0]}, {tokens.shape[1]}, V]"
+        raise InvalidArgumentError(f"logits must have shape {wanted} to go with tokens, got {list(logits.shape)}")
+    return logits
+
+
+def canvas_row_ids(tokens: Tensor, row_ids: Any) -> Any:
+    """`row_ids`, or request b, position l, that is b << 32 | l."""
+    if row_ids is not None:
+        return row_ids
+    rows, length = tokens.shape[:2]
+    return make_row_ids(torch.arange(rows, device=tokens.device)[:, None], torch.arange(length, device=tokens.device))
 
 
 def normalise(
