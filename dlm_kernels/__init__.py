@@ -4,7 +4,8 @@ from dlm_kernels.commit import commit_
 from dlm_kernels.denoise_step import denoise_step_
 from dlm_kernels.dispatch import use_backend
 from dlm_kernels.errors import BackendUnavailableError, DLMKernelsError, InvalidArgumentError
-from dlm_kernels.results import StepStats, TokenScores
+from dlm_kernels.results import RevokeStats, StepStats, TokenScores
+from dlm_kernels.revoke import revoke_
 from dlm_kernels.rng import keyed_uniform
 from dlm_kernels.score_tokens import score_tokens
 from dlm_kernels.select_positions import select_positions
@@ -15,11 +16,13 @@ __all__ = [
     "BackendUnavailableError",
     "DLMKernelsError",
     "InvalidArgumentError",
+    "RevokeStats",
     "StepStats",
     "TokenScores",
     "commit_",
     "denoise_step_",
     "keyed_uniform",
+    "revoke_",
     "score_tokens",
     "select_positions",
     "use_backend",

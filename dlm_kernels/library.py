@@ -22,6 +22,7 @@ SCORING = (
     "Tensor temperature, Tensor top_k, Tensor top_p, Tensor seed, Tensor row_ids, Tensor step, "
     "Tensor? suppress_ids, Tensor? eligible, bool sampling_confidence, bool top_p_first"
 )
+KEYS = "Tensor seed, Tensor row_ids, Tensor step"
 RULES = "Tensor? quota, Tensor? threshold, Tensor? factor, Tensor? entropy_bound"
 
 SCHEMAS = {
@@ -35,6 +36,10 @@ SCHEMAS = {
         "str backend) -> (Tensor, Tensor, Tensor, Tensor)"
     ),
     "keyed_uniform": "(Tensor seed, Tensor row_ids, Tensor step, int stream, str backend) -> Tensor",
+    "revoke_": (
+        "(Tensor(a!) tokens, Tensor confidence, int mask_id, Tensor? eligible, Tensor? threshold, Tensor? quota, "
+        f"Tensor? probability, Tensor? committed, {KEYS}, str backend) -> (Tensor, Tensor)"
+    ),
 }
 
 
@@ -74,12 +79,21 @@ def _fake_keyed_uniform(seed: Tensor, *_: Any) -> Tensor:
     return seed.new_empty(seed.shape, dtype=torch.float32)
 
 
+def _fake_revoke_(tokens: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return tokens.new_empty(tokens.shape[:1], dtype=torch.int32), _flags(tokens)
+
+
+def _flags(tokens: Tensor, *_: Any) -> Tensor:
+    return tokens.new_empty(tokens.shape, dtype=torch.bool)
+
+
 FAKES: dict[str, Callable[..., Any]] = {
     "score_tokens": _fake_score_tokens,
     "select_positions": _fake_select_positions,
     "commit_": _fake_commit_,
     "denoise_step_": _fake_denoise_step_,
     "keyed_uniform": _fake_keyed_uniform,
+    "revoke_": _fake_revoke_,
 }
 
 _library = torch.library.Library(NAMESPACE, "DEF")

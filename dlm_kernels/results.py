@@ -24,3 +24,10 @@ class StepStats(NamedTuple):
     remaining: Tensor  # int32 [B], eligible positions left
     confidence: Tensor  # fp32 [B, L], 0 where not eligible
     selected: Tensor  # bool [B, L]
+
+
+class RevokeStats(NamedTuple):
+    """What was remasked."""
+
+    remasked: Tensor  # int32 [B]
+    revoked: Tensor  # bool [B, L]

@@ -38,7 +38,7 @@ def keyed_uniform(
         seed: 64 bits.
         row_ids: see `make_row_ids`.
         step: in [0, 2^32).
-        stream: in [0, 255]; 0 is the stream of `score_tokens`, 1 that of `denoise_step_(score="random")`.
+        stream: in [0, 255]; the ops use 0 to 5 (`reference/philox.py` lists them), so take others for draws of your own.
         backend: see `use_backend`.
 
     Raises:

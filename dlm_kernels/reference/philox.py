@@ -20,7 +20,11 @@ WEYL_0, WEYL_1 = 0x9E3779B9, 0xBB67AE85
 ROUNDS = 10
 
 GUMBEL_STREAM = 0
-UNIFORM_STREAM = 1
+UNIFORM_STREAM = 1  # the order of `denoise_step_(score="random")`
+REVOKE_STREAM = 2  # which tokens are remasked
+ROUTE_STREAM = 3  # which positions jump, and where from
+STATE_STREAM = 4  # uniform noise tokens
+NORMAL_STREAM = 5  # Gaussian noise
 LARGEST_UNIFORM = 1 - 2.0**-24
 
 
