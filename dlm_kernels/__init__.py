@@ -1,5 +1,6 @@
 """Kernels for diffusion language models: score tokens, choose positions, commit. See `python -m dlm_kernels.info`."""
 
+from dlm_kernels.absorbing_step import absorbing_step_
 from dlm_kernels.commit import commit_
 from dlm_kernels.denoise_step import denoise_step_
 from dlm_kernels.dispatch import use_backend
@@ -19,6 +20,7 @@ __all__ = [
     "RevokeStats",
     "StepStats",
     "TokenScores",
+    "absorbing_step_",
     "commit_",
     "denoise_step_",
     "keyed_uniform",

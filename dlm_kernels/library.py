@@ -40,6 +40,10 @@ SCHEMAS = {
         "(Tensor(a!) tokens, Tensor confidence, int mask_id, Tensor? eligible, Tensor? threshold, Tensor? quota, "
         f"Tensor? probability, Tensor? committed, {KEYS}, str backend) -> (Tensor, Tensor)"
     ),
+    "absorbing_step_": (
+        "(Tensor(a!) tokens, Tensor logits, int mask_id, Tensor alpha_t, Tensor alpha_s, Tensor sigma, "
+        f"{SCORING}, str backend) -> Tensor"
+    ),
 }
 
 
@@ -94,6 +98,7 @@ FAKES: dict[str, Callable[..., Any]] = {
     "denoise_step_": _fake_denoise_step_,
     "keyed_uniform": _fake_keyed_uniform,
     "revoke_": _fake_revoke_,
+    "absorbing_step_": _flags,
 }
 
 _library = torch.library.Library(NAMESPACE, "DEF")
