@@ -8,8 +8,10 @@ from dlm_kernels.errors import BackendUnavailableError, DLMKernelsError, Invalid
 from dlm_kernels.results import RevokeStats, StepStats, TokenScores
 from dlm_kernels.revoke import revoke_
 from dlm_kernels.rng import keyed_uniform
+from dlm_kernels.score_entropy_step import score_entropy_step_
 from dlm_kernels.score_tokens import score_tokens
 from dlm_kernels.select_positions import select_positions
+from dlm_kernels.uniform_step import uniform_step_
 
 __version__ = "0.1.0"
 
@@ -25,7 +27,9 @@ __all__ = [
     "denoise_step_",
     "keyed_uniform",
     "revoke_",
+    "score_entropy_step_",
     "score_tokens",
     "select_positions",
+    "uniform_step_",
     "use_backend",
 ]

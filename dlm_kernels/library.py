@@ -44,6 +44,14 @@ SCHEMAS = {
         "(Tensor(a!) tokens, Tensor logits, int mask_id, Tensor alpha_t, Tensor alpha_s, Tensor sigma, "
         f"{SCORING}, str backend) -> Tensor"
     ),
+    "uniform_step_": (
+        "(Tensor(a!) tokens, Tensor logits, Tensor alpha_t, Tensor alpha_s, bool leave_one_out, "
+        f"{SCORING}, str backend) -> Tensor"
+    ),
+    "score_entropy_step_": (
+        "(Tensor(a!) tokens, Tensor log_score, int mask_id, Tensor delta_sigma, str method, bool denoise, "
+        f"Tensor? eligible, {KEYS}, str backend) -> Tensor"
+    ),
 }
 
 
@@ -99,6 +107,8 @@ FAKES: dict[str, Callable[..., Any]] = {
     "keyed_uniform": _fake_keyed_uniform,
     "revoke_": _fake_revoke_,
     "absorbing_step_": _flags,
+    "uniform_step_": _flags,
+    "score_entropy_step_": _flags,
 }
 
 _library = torch.library.Library(NAMESPACE, "DEF")

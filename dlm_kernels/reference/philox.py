@@ -54,6 +54,11 @@ def uniform_from_word(word: Tensor) -> Tensor:
     return (u + 2.0**-33).clamp(max=LARGEST_UNIFORM)
 
 
+def keyed_integer(seed: Tensor, row_ids: Tensor, step: Tensor, below: int, stream: int) -> Tensor:
+    """One integer in [0, below) per key, int64, `below` at most 2^31; no value is likelier by more than one in 2^32 / below."""
+    return keyed_words(seed, row_ids, step, torch.zeros_like(seed), stream)[0] * below >> 32
+
+
 def gumbel_noise(seed: Tensor, row_ids: Tensor, step: Tensor, vocabulary: int) -> Tensor:
     """Standard Gumbel noise, fp32 [..., V], for keys int64 [...]."""
     blocks = torch.arange((vocabulary + 3) // 4, device=seed.device)
