@@ -111,6 +111,15 @@ def seeds(name: str, value: Any, shape: Sequence[int], like: Tensor) -> Tensor:
     return integers(name, value, shape, like)
 
 
+def keys(seed: Any, row_ids: Any, step: Any, shape: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What random numbers are keyed by, int64 of `shape`."""
+    return (
+        seeds("seed", seed, shape, like),
+        integers("row_ids", row_ids, shape, like),
+        integers("step", step, shape, like, low=0, high=STEP_MAX),
+    )
+
+
 def vocabulary_ids(name: str, value: Sequence[int] | Tensor | None, vocabulary: int, like: Tensor) -> Tensor | None:
     """Token ids as int64 [S], or None for none. Ids in a Python sequence must be in [0, vocabulary)."""
     if value is None:

@@ -87,9 +87,7 @@ def revoke_(
             if probability is None
             else arguments.floats("probability", probability, shape, tokens, at_least=0.0, at_most=1.0),
             None if committed is None else arguments.integers("committed", committed, rows, tokens, low=0),
-            arguments.seeds("seed", seed, shape, tokens),
-            arguments.integers("row_ids", canvas_row_ids(tokens, row_ids), shape, tokens),
-            arguments.integers("step", step, shape, tokens, low=0, high=arguments.STEP_MAX),
+            *arguments.keys(seed, canvas_row_ids(tokens, row_ids), step, shape, tokens),
             arguments.backend_name(backend),
         )
     )

@@ -59,9 +59,7 @@ def keyed_uniform(
         shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in keys.items() if isinstance(value, Tensor))
         raise InvalidArgumentError(f"seed, row_ids and step must broadcast together, got {shapes}") from error
     return torch.ops.dlm_kernels.keyed_uniform(
-        arguments.seeds("seed", seed, shape, like),
-        arguments.integers("row_ids", row_ids, shape, like),
-        arguments.integers("step", step, shape, like, low=0, high=arguments.STEP_MAX),
+        *arguments.keys(seed, row_ids, step, shape, like),
         _stream(stream),
         arguments.backend_name(backend),
     )
