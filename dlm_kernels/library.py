@@ -52,6 +52,12 @@ SCHEMAS = {
         "(Tensor(a!) tokens, Tensor log_score, int mask_id, Tensor delta_sigma, str method, bool denoise, "
         f"Tensor? eligible, {KEYS}, str backend) -> Tensor"
     ),
+    "nearest_embedding": "(Tensor x, Tensor table, str backend) -> (Tensor, Tensor)",
+    "gaussian_step_": (
+        "(Tensor(a!) x, Tensor denoised, Tensor alpha_t, Tensor sigma_t, Tensor alpha_s, Tensor sigma_s, Tensor eta, "
+        "Tensor? denoised_before, Tensor? alpha_before, Tensor? sigma_before, Tensor? eligible, bool noisy, "
+        f"{KEYS}, str backend) -> ()"
+    ),
 }
 
 
@@ -73,7 +79,7 @@ def _fake_select_positions(score: Tensor, *_: Any) -> Tensor:
     return score.new_empty(score.shape, dtype=torch.bool)
 
 
-def _fake_commit_(*_: Any) -> None:
+def _fake_nothing(*_: Any) -> None:
     return None
 
 
@@ -99,16 +105,22 @@ def _flags(tokens: Tensor, *_: Any) -> Tensor:
     return tokens.new_empty(tokens.shape, dtype=torch.bool)
 
 
+def _fake_nearest_embedding(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[:-1], dtype=torch.int64), x.new_empty(x.shape[:-1], dtype=torch.float32)
+
+
 FAKES: dict[str, Callable[..., Any]] = {
     "score_tokens": _fake_score_tokens,
     "select_positions": _fake_select_positions,
-    "commit_": _fake_commit_,
+    "commit_": _fake_nothing,
     "denoise_step_": _fake_denoise_step_,
     "keyed_uniform": _fake_keyed_uniform,
     "revoke_": _fake_revoke_,
     "absorbing_step_": _flags,
     "uniform_step_": _flags,
     "score_entropy_step_": _flags,
+    "nearest_embedding": _fake_nearest_embedding,
+    "gaussian_step_": _fake_nothing,
 }
 
 _library = torch.library.Library(NAMESPACE, "DEF")

@@ -31,3 +31,10 @@ class RevokeStats(NamedTuple):
 
     remasked: Tensor  # int32 [B]
     revoked: Tensor  # bool [B, L]
+
+
+class NearestRows(NamedTuple):
+    """Rows of a table nearest to vectors [..., D]."""
+
+    ids: Tensor  # int64 [...]
+    distance: Tensor  # fp32 [...], Euclidean

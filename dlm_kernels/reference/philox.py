@@ -9,10 +9,12 @@ Integers are kept in int64 and masked to 32 bits.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from dlm_kernels.reference.portable_math import gumbel_from_uniform
+from dlm_kernels.reference.portable_math import exponential_from_uniform, gumbel_from_uniform
 
 MASK = 0xFFFFFFFF
 MULTIPLIER_0, MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
@@ -64,3 +66,14 @@ def gumbel_noise(seed: Tensor, row_ids: Tensor, step: Tensor, vocabulary: int) -
     blocks = torch.arange((vocabulary + 3) // 4, device=seed.device)
     words = keyed_words(seed[..., None], row_ids[..., None], step[..., None], blocks, GUMBEL_STREAM)
     return gumbel_from_uniform(uniform_from_word(torch.stack(words, dim=-1).flatten(-2)[..., :vocabulary]))
+
+
+def keyed_normal(seed: Tensor, row_ids: Tensor, step: Tensor, dimension: int, stream: int) -> Tensor:
+    """Standard normal numbers, fp32 [..., D], for keys int64 [...]: Box-Muller on pairs of words for pairs of indices."""
+    blocks = torch.arange((dimension + 3) // 4, device=seed.device)
+    words = keyed_words(seed[..., None], row_ids[..., None], step[..., None], blocks, stream)
+    u = uniform_from_word(torch.stack(words, dim=-1)).unflatten(-1, (2, 2))  # [..., blocks, pair, 2]
+    radius = (2 * exponential_from_uniform(u[..., 0])).sqrt()
+    angle = u[..., 1] * (2 * math.pi)
+    pairs = torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1)
+    return pairs.flatten(-3)[..., :dimension]
