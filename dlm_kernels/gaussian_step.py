@@ -83,7 +83,7 @@ def gaussian_step_(
         return arguments.floats(name, value, x.shape[:1], x, dtype=torch.float64, **bounds)
 
     torch.ops.dlm_kernels.gaussian_step_(
-        x,
+        x.detach(),
         denoised,
         level("alpha_t", alpha_t, at_least=0.0),
         level("sigma_t", sigma_t, above=0.0),

@@ -58,6 +58,13 @@ SCHEMAS = {
         "Tensor? denoised_before, Tensor? alpha_before, Tensor? sigma_before, Tensor? eligible, bool noisy, "
         f"{KEYS}, str backend) -> ()"
     ),
+    "rows_changed": "(Tensor before, Tensor after, Tensor? eligible, str backend) -> Tensor",
+    "topk_kl": (
+        "(Tensor logits, int k, Tensor? before_ids, Tensor? before_log_probs, str backend) -> (Tensor, Tensor, Tensor)"
+    ),
+    "cosine_rows": "(Tensor a, Tensor b, str backend) -> Tensor",
+    "gather_rows": "(Tensor source, Tensor positions, str backend) -> Tensor",
+    "scatter_rows_": "(Tensor(a!) target, Tensor positions, Tensor rows, str backend) -> ()",
 }
 
 
@@ -109,6 +116,27 @@ def _fake_nearest_embedding(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[:-1], dtype=torch.int64), x.new_empty(x.shape[:-1], dtype=torch.float32)
 
 
+def _fake_rows_changed(before: Tensor, *_: Any) -> Tensor:
+    return before.new_empty(before.shape[:1], dtype=torch.bool)
+
+
+def _fake_topk_kl(logits: Tensor, k: int, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    shape = logits.shape[:-1]
+    return (
+        logits.new_empty(shape, dtype=torch.float32),
+        logits.new_empty((*shape, k), dtype=torch.int64),
+        logits.new_empty((*shape, k + 1), dtype=torch.float32),
+    )
+
+
+def _fake_cosine_rows(a: Tensor, *_: Any) -> Tensor:
+    return a.new_empty(a.shape[:-1], dtype=torch.float32)
+
+
+def _fake_gather_rows(source: Tensor, positions: Tensor, *_: Any) -> Tensor:
+    return source.new_empty((*positions.shape, *source.shape[2:]))
+
+
 FAKES: dict[str, Callable[..., Any]] = {
     "score_tokens": _fake_score_tokens,
     "select_positions": _fake_select_positions,
@@ -121,6 +149,11 @@ FAKES: dict[str, Callable[..., Any]] = {
     "score_entropy_step_": _flags,
     "nearest_embedding": _fake_nearest_embedding,
     "gaussian_step_": _fake_nothing,
+    "rows_changed": _fake_rows_changed,
+    "topk_kl": _fake_topk_kl,
+    "cosine_rows": _fake_cosine_rows,
+    "gather_rows": _fake_gather_rows,
+    "scatter_rows_": _fake_nothing,
 }
 
 _library = torch.library.Library(NAMESPACE, "DEF")

@@ -38,3 +38,11 @@ class NearestRows(NamedTuple):
 
     ids: Tensor  # int64 [...]
     distance: Tensor  # fp32 [...], Euclidean
+
+
+class TopK(NamedTuple):
+    """The likeliest tokens of rows of logits, and how far the rows moved."""
+
+    kl: Tensor  # fp32 [...], nats; inf if there was nothing before
+    ids: Tensor  # int64 [..., k]
+    log_probs: Tensor  # fp32 [..., k + 1], the last one that of all other tokens together
