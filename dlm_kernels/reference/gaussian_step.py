@@ -34,7 +34,7 @@ def gaussian_step_(
         h = log_ratio(alpha_s, sigma_s) - log_ratio(alpha_t, sigma_t)
         h_before = log_ratio(alpha_t, sigma_t) - log_ratio(alpha_before, sigma_before)
         half = h / (2 * h_before)
-        half = torch.where(half.isfinite() & (sigma_s > 0), half, torch.zeros_like(half))  # no such h at sigma_s = 0
+        half = torch.where(half.isfinite(), half, torch.zeros_like(half))  # sigma_s = 0: h is infinite
         data = data + per_row(half) * (data - denoised_before.float())
 
     # Standard deviation of q(x_s | x_t, x_0), times eta; what is left of sigma_s points along the predicted noise.

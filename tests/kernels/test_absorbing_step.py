@@ -5,6 +5,7 @@ import torch
 from tolerances import assert_equal
 
 from dlm_kernels import InvalidArgumentError, absorbing_step_, score_tokens
+from dlm_kernels.reference import absorbing_step as reference
 from dlm_kernels.rng import make_row_ids
 from kernels.frequencies import assert_draws_from, p_value, reverse_by_bayes
 from kernels.operators import check_compiles, check_operator
@@ -83,13 +84,17 @@ def test_tokens_are_those_of_score_tokens_with_the_same_key():
     assert 0 < changed.sum() < changed.numel()
 
 
-def test_logits_of_positions_that_stay_are_not_read():
+def test_logits_of_positions_that_stay_are_not_read(monkeypatch):
+    read = []
+    score = reference.score_tokens
+    monkeypatch.setattr(reference, "score_tokens", lambda *args: read.append(args[8]) or score(*args))
     tokens, logits = torch.full((2, 30), MASK), torch.randn(2, 30, VOCABULARY)
     tokens[:, ::3] = 1
-    options = {"mask_id": MASK, "alpha_t": 0.2, "alpha_s": 0.5, "sigma": 0.1}
+    options = {"mask_id": MASK, "alpha_t": 0.2, "alpha_s": 0.5, "sigma": 0.1, "backend": "reference"}
     wanted = tokens.clone()
     changed = absorbing_step_(wanted, logits, **options)
     filled = changed & (tokens == MASK)
+    assert_equal("read", read[0], filled)
     absorbing_step_(tokens, logits.masked_fill(~filled[..., None], math.nan), **options)
     assert_equal("tokens", tokens, wanted)
 

@@ -60,6 +60,17 @@ def test_close_calls_far_from_the_origin(piece):
     assert_equal("distance", distance, wanted[1])
 
 
+def test_ties_where_a_product_in_fp64_rounds(piece):
+    """Twelve large dimensions that all rows share swamp the small ones that decide, and many rows are equally near."""
+    large = (2**23 + torch.randint(0, 2**23, (12,))).float()
+    table = torch.cat((large.expand(300, 12), torch.randint(-3, 4, (300, 4)) / 2), dim=-1)
+    x = torch.cat((large.expand(40, 12), torch.randint(-3, 4, (40, 4)) / 2), dim=-1)
+    ids, distance = nearest_embedding(x, table)
+    wanted = by_definition(x, table)
+    assert_equal("ids", ids, wanted[0])
+    assert_equal("distance", distance, wanted[1])
+
+
 def test_nan_and_infinities():
     table = torch.tensor([[math.nan, 0.0], [math.inf, 0.0], [5.0, 5.0], [1.0, 1.0]])
     x = torch.tensor([[0.0, 0.0], [math.nan, 0.0]])

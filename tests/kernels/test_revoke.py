@@ -37,7 +37,7 @@ def problem(rows=40, length=17):
 def test_rules_match_plain_python(rules):
     tokens, confidence, eligible = problem()
     rows = len(tokens)
-    options = {"threshold": torch.rand(rows).clamp(min=0.01), "quota": torch.randint(0, 5, (rows,))}
+    options = {"threshold": torch.randint(1, 6, (rows,)) / 5, "quota": torch.randint(0, 5, (rows,))}
     options = {name: options[name] for name in rules}
     committed = torch.randint(0, 6, (rows,))
     wanted = torch.tensor([

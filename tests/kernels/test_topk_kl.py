@@ -44,6 +44,7 @@ def test_what_is_kept():
     assert_equal("ids", result.ids, torch.tensor([1, 2]))
     torch.testing.assert_close(result.log_probs, torch.stack((p[1], p[2], p[0] + p[4])).log())
     assert result.kl == math.inf
+    assert_equal("ids", topk_kl(torch.zeros(700), 3).ids, torch.arange(3))
     assert topk_kl(logits, 5).log_probs[-1] == -math.inf
     assert topk_kl(torch.randn(2, 3, 9), 4).log_probs.exp().sum(-1).sub(1).abs().max() < 1e-6
 
