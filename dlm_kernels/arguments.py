@@ -66,12 +66,13 @@ def floats(
     above: float | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """A number or a tensor as fp32 of `shape` (expanded). Numbers are checked against the bounds."""
+    """A number or a tensor as `dtype` of `shape` (expanded). Numbers are checked against the bounds."""
     if isinstance(value, Tensor):
         if not value.is_floating_point() and value.dtype not in INTEGER_DTYPES:
             raise InvalidArgumentError(f"{name} must be a number or a tensor of numbers, got {value.dtype}")
-        return _broadcast(name, value if value.dtype == torch.float32 else value.to(torch.float32), shape, like)
+        return _broadcast(name, value if value.dtype == dtype else value.to(dtype), shape, like)
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
         raise InvalidArgumentError(f"{name} must be a number or a tensor, got {_show(value)}")
     value = float(value)
@@ -84,7 +85,7 @@ def floats(
         low = f"({above}" if above is not None else f"[{at_least}"
         high = f"{at_most}]" if at_most is not None else "inf)"
         raise InvalidArgumentError(f"{name} must be in {low}, {high}, got {value}")
-    return _constant(value, torch.float32, shape, like)
+    return _constant(value, dtype, shape, like)
 
 
 def integers(
@@ -108,6 +109,15 @@ def seeds(name: str, value: Any, shape: Sequence[int], like: Tensor) -> Tensor:
     if isinstance(value, int) and INT64_MAX < value < 2**64:
         value -= 2**64
     return integers(name, value, shape, like)
+
+
+def keys(seed: Any, row_ids: Any, step: Any, shape: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What random numbers are keyed by, int64 of `shape`."""
+    return (
+        seeds("seed", seed, shape, like),
+        integers("row_ids", row_ids, shape, like),
+        integers("step", step, shape, like, low=0, high=STEP_MAX),
+    )
 
 
 def vocabulary_ids(name: str, value: Sequence[int] | Tensor | None, vocabulary: int, like: Tensor) -> Tensor | None:

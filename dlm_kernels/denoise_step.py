@@ -9,9 +9,8 @@ from torch import Tensor
 
 from dlm_kernels import arguments
 from dlm_kernels import library as _operators  # noqa: F401 - defines torch.ops.dlm_kernels
-from dlm_kernels.errors import InvalidArgumentError
 from dlm_kernels.results import StepStats
-from dlm_kernels.scoring import check_logits, normalise
+from dlm_kernels.scoring import canvas_row_ids, check_step, normalise
 from dlm_kernels.select_positions import check_rules
 
 SCORES = ("confidence", "margin", "neg_entropy", "random")
@@ -72,20 +71,12 @@ def denoise_step_(
     >>> tokens, stats.committed, stats.remaining
     (tensor([[2, 4, 9]]), tensor([1], dtype=torch.int32), tensor([1], dtype=torch.int32))
     """
-    arguments.tensor("tokens", tokens, (torch.int64,), (None, None))
-    arguments.writable("tokens", tokens)
-    logits = check_logits(logits, 3, 3)
-    arguments.same_device("logits", logits, tokens)
-    if logits.shape[:2] != tokens.shape:
-        wanted = f"[{tokens.shape[0]}, {tokens.shape[1]}, V]"
-        raise InvalidArgumentError(f"logits must have shape {wanted} to go with tokens, got {list(logits.shape)}")
+    logits = check_step(tokens, logits)
     mask_id = arguments.vocabulary_id("mask_id", mask_id, logits.shape[-1])
-    if row_ids is None:
-        row_ids = arguments.default_row_ids(tokens.shape, logits, requests=tokens.shape[0])
     scoring = normalise(
         logits,
         tokens.shape,
-        row_ids,
+        canvas_row_ids(tokens, row_ids),
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,

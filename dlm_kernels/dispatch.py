@@ -1,8 +1,10 @@
 """Chooses a backend: one table {(op, backend): function}, filled as ops are first used.
 
 `backend=` beats `with use_backend(...)`, which beats the environment variable DLM_KERNELS_BACKEND. A backend named in any of
-these ways must be there, otherwise `BackendUnavailableError`. Without a name the best available one for the tensor's device
-runs; when that is not the first choice, one warning says what is lost.
+these ways must be there and have the op, otherwise `BackendUnavailableError`. Without a name the best available one for the
+tensor's device runs; when that is not the first choice, one warning says what is lost. A backend has an op if its folder has
+the op's file; an op that the best backend lacks runs on the next one that has it, without a warning, as installing something
+would not change it.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -92,20 +95,32 @@ def require(name: str) -> None:
         raise BackendUnavailableError(f"backend {name!r} is not available: {reason}")
 
 
+def requested(backend: str) -> str:
+    """The backend named by the argument, the context or the environment; AUTO if none of them names one."""
+    name = backend if backend != AUTO else _chosen.get() or os.environ.get(ENVIRONMENT_VARIABLE) or AUTO
+    return name if name == AUTO else check_name(name, ENVIRONMENT_VARIABLE if backend == AUTO else "backend")
+
+
 def resolve(backend: str, device: torch.device) -> str:
     """The name of the backend that runs on `device`: the one asked for, or the best available."""
-    if backend != AUTO:
-        name = backend
-    else:
-        name = _chosen.get() or os.environ.get(ENVIRONMENT_VARIABLE) or AUTO
-        if name == AUTO:
-            return _automatic(device.type)
-        check_name(name, ENVIRONMENT_VARIABLE)
+    name = requested(backend)
+    if name == AUTO:
+        return _automatic(device.type)
     require(name)
     devices = DEVICES[name]
     if devices is not None and device.type not in devices:
         raise BackendUnavailableError(f"backend {name!r} runs on {' and '.join(devices)} tensors, got one on {device}")
     return name
+
+
+@cache
+def has_kernel(op: str, backend: str) -> bool:
+    """Whether this backend has this op, be the backend available or not."""
+    return find_spec(_module(op, backend)) is not None
+
+
+def _module(op: str, backend: str) -> str:
+    return f"dlm_kernels.{backend}.{op.rstrip('_')}"
 
 
 @cache
@@ -129,9 +144,22 @@ def _automatic(device_type: str) -> str:
 
 def kernel(op: str, backend: str, device: torch.device) -> Callable[..., Any]:
     """The function that carries out `op`; see `library.py` for its arguments."""
-    key = (op, resolve(backend, device))
-    function = _TABLE.get(key)
-    if function is None:
-        function = getattr(import_module(f"dlm_kernels.{key[1]}.{op.rstrip('_')}"), op)
-        _TABLE[key] = function
+    name = resolve(backend, device)
+    return _TABLE.get((op, name)) or _find(op, name, backend, device.type)
+
+
+def _find(op: str, name: str, backend: str, device_type: str) -> Callable[..., Any]:
+    if not has_kernel(op, name):
+        if requested(backend) != AUTO:
+            raise BackendUnavailableError(f"backend {name!r} has no {op} kernel yet; {_backends_with(op)} can run it")
+        candidates = PREFERENCE.get(device_type, ("reference",))
+        name = next(other for other in candidates if has_kernel(op, other) and backend_status(other).available)
+        if (op, name) in _TABLE:
+            return _TABLE[op, name]
+    function = getattr(import_module(_module(op, name)), op)
+    _TABLE[op, name] = function
     return function
+
+
+def _backends_with(op: str) -> str:
+    return " and ".join(name for name in BACKENDS if has_kernel(op, name))

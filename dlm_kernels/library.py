@@ -22,6 +22,7 @@ SCORING = (
     "Tensor temperature, Tensor top_k, Tensor top_p, Tensor seed, Tensor row_ids, Tensor step, "
     "Tensor? suppress_ids, Tensor? eligible, bool sampling_confidence, bool top_p_first"
 )
+KEYS = "Tensor seed, Tensor row_ids, Tensor step"
 RULES = "Tensor? quota, Tensor? threshold, Tensor? factor, Tensor? entropy_bound"
 
 SCHEMAS = {
@@ -35,6 +36,35 @@ SCHEMAS = {
         "str backend) -> (Tensor, Tensor, Tensor, Tensor)"
     ),
     "keyed_uniform": "(Tensor seed, Tensor row_ids, Tensor step, int stream, str backend) -> Tensor",
+    "revoke_": (
+        "(Tensor(a!) tokens, Tensor confidence, int mask_id, Tensor? eligible, Tensor? threshold, Tensor? quota, "
+        f"Tensor? probability, Tensor? committed, {KEYS}, str backend) -> (Tensor, Tensor)"
+    ),
+    "absorbing_step_": (
+        "(Tensor(a!) tokens, Tensor logits, int mask_id, Tensor alpha_t, Tensor alpha_s, Tensor sigma, "
+        f"{SCORING}, str backend) -> Tensor"
+    ),
+    "uniform_step_": (
+        "(Tensor(a!) tokens, Tensor logits, Tensor alpha_t, Tensor alpha_s, bool leave_one_out, "
+        f"{SCORING}, str backend) -> Tensor"
+    ),
+    "score_entropy_step_": (
+        "(Tensor(a!) tokens, Tensor log_score, int mask_id, Tensor delta_sigma, str method, bool denoise, "
+        f"Tensor? eligible, {KEYS}, str backend) -> Tensor"
+    ),
+    "nearest_embedding": "(Tensor x, Tensor table, str backend) -> (Tensor, Tensor)",
+    "gaussian_step_": (
+        "(Tensor(a!) x, Tensor denoised, Tensor alpha_t, Tensor sigma_t, Tensor alpha_s, Tensor sigma_s, Tensor eta, "
+        "Tensor? denoised_before, Tensor? alpha_before, Tensor? sigma_before, Tensor? eligible, bool noisy, "
+        f"{KEYS}, str backend) -> ()"
+    ),
+    "rows_changed": "(Tensor before, Tensor after, Tensor? eligible, str backend) -> Tensor",
+    "topk_kl": (
+        "(Tensor logits, int k, Tensor? before_ids, Tensor? before_log_probs, str backend) -> (Tensor, Tensor, Tensor)"
+    ),
+    "cosine_rows": "(Tensor a, Tensor b, str backend) -> Tensor",
+    "gather_rows": "(Tensor source, Tensor positions, str backend) -> Tensor",
+    "scatter_rows_": "(Tensor(a!) target, Tensor positions, Tensor rows, str backend) -> ()",
 }
 
 
@@ -56,7 +86,7 @@ def _fake_select_positions(score: Tensor, *_: Any) -> Tensor:
     return score.new_empty(score.shape, dtype=torch.bool)
 
 
-def _fake_commit_(*_: Any) -> None:
+def _fake_nothing(*_: Any) -> None:
     return None
 
 
@@ -74,12 +104,56 @@ def _fake_keyed_uniform(seed: Tensor, *_: Any) -> Tensor:
     return seed.new_empty(seed.shape, dtype=torch.float32)
 
 
+def _fake_revoke_(tokens: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return tokens.new_empty(tokens.shape[:1], dtype=torch.int32), _flags(tokens)
+
+
+def _flags(tokens: Tensor, *_: Any) -> Tensor:
+    return tokens.new_empty(tokens.shape, dtype=torch.bool)
+
+
+def _fake_nearest_embedding(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[:-1], dtype=torch.int64), x.new_empty(x.shape[:-1], dtype=torch.float32)
+
+
+def _fake_rows_changed(before: Tensor, *_: Any) -> Tensor:
+    return before.new_empty(before.shape[:1], dtype=torch.bool)
+
+
+def _fake_topk_kl(logits: Tensor, k: int, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    shape = logits.shape[:-1]
+    return (
+        logits.new_empty(shape, dtype=torch.float32),
+        logits.new_empty((*shape, k), dtype=torch.int64),
+        logits.new_empty((*shape, k + 1), dtype=torch.float32),
+    )
+
+
+def _fake_cosine_rows(a: Tensor, *_: Any) -> Tensor:
+    return a.new_empty(a.shape[:-1], dtype=torch.float32)
+
+
+def _fake_gather_rows(source: Tensor, positions: Tensor, *_: Any) -> Tensor:
+    return source.new_empty((*positions.shape, *source.shape[2:]))
+
+
 FAKES: dict[str, Callable[..., Any]] = {
     "score_tokens": _fake_score_tokens,
     "select_positions": _fake_select_positions,
-    "commit_": _fake_commit_,
+    "commit_": _fake_nothing,
     "denoise_step_": _fake_denoise_step_,
     "keyed_uniform": _fake_keyed_uniform,
+    "revoke_": _fake_revoke_,
+    "absorbing_step_": _flags,
+    "uniform_step_": _flags,
+    "score_entropy_step_": _flags,
+    "nearest_embedding": _fake_nearest_embedding,
+    "gaussian_step_": _fake_nothing,
+    "rows_changed": _fake_rows_changed,
+    "topk_kl": _fake_topk_kl,
+    "cosine_rows": _fake_cosine_rows,
+    "gather_rows": _fake_gather_rows,
+    "scatter_rows_": _fake_nothing,
 }
 
 _library = torch.library.Library(NAMESPACE, "DEF")

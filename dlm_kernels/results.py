@@ -24,3 +24,25 @@ class StepStats(NamedTuple):
     remaining: Tensor  # int32 [B], eligible positions left
     confidence: Tensor  # fp32 [B, L], 0 where not eligible
     selected: Tensor  # bool [B, L]
+
+
+class RevokeStats(NamedTuple):
+    """What was remasked."""
+
+    remasked: Tensor  # int32 [B]
+    revoked: Tensor  # bool [B, L]
+
+
+class NearestRows(NamedTuple):
+    """Rows of a table nearest to vectors [..., D]."""
+
+    ids: Tensor  # int64 [...]
+    distance: Tensor  # fp32 [...], Euclidean
+
+
+class TopK(NamedTuple):
+    """The likeliest tokens of rows of logits, and how far the rows moved."""
+
+    kl: Tensor  # fp32 [...], nats; inf if there was nothing before
+    ids: Tensor  # int64 [..., k]
+    log_probs: Tensor  # fp32 [..., k + 1], the last one that of all other tokens together

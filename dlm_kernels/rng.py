@@ -38,7 +38,7 @@ def keyed_uniform(
         seed: 64 bits.
         row_ids: see `make_row_ids`.
         step: in [0, 2^32).
-        stream: in [0, 255]; 0 is the stream of `score_tokens`, 1 that of `denoise_step_(score="random")`.
+        stream: in [0, 255]; the ops use 0 to 5 (`reference/philox.py` lists them), so take others for draws of your own.
         backend: see `use_backend`.
 
     Raises:
@@ -59,9 +59,7 @@ def keyed_uniform(
         shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in keys.items() if isinstance(value, Tensor))
         raise InvalidArgumentError(f"seed, row_ids and step must broadcast together, got {shapes}") from error
     return torch.ops.dlm_kernels.keyed_uniform(
-        arguments.seeds("seed", seed, shape, like),
-        arguments.integers("row_ids", row_ids, shape, like),
-        arguments.integers("step", step, shape, like, low=0, high=arguments.STEP_MAX),
+        *arguments.keys(seed, row_ids, step, shape, like),
         _stream(stream),
         arguments.backend_name(backend),
     )

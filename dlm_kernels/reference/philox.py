@@ -9,10 +9,12 @@ Integers are kept in int64 and masked to 32 bits.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from dlm_kernels.reference.portable_math import gumbel_from_uniform
+from dlm_kernels.reference.portable_math import exponential_from_uniform, gumbel_from_uniform
 
 MASK = 0xFFFFFFFF
 MULTIPLIER_0, MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
@@ -20,7 +22,11 @@ WEYL_0, WEYL_1 = 0x9E3779B9, 0xBB67AE85
 ROUNDS = 10
 
 GUMBEL_STREAM = 0
-UNIFORM_STREAM = 1
+UNIFORM_STREAM = 1  # the order of `denoise_step_(score="random")`
+REVOKE_STREAM = 2  # which tokens are remasked
+ROUTE_STREAM = 3  # which positions jump, and where from
+STATE_STREAM = 4  # uniform noise tokens
+NORMAL_STREAM = 5  # Gaussian noise
 LARGEST_UNIFORM = 1 - 2.0**-24
 
 
@@ -50,8 +56,24 @@ def uniform_from_word(word: Tensor) -> Tensor:
     return (u + 2.0**-33).clamp(max=LARGEST_UNIFORM)
 
 
+def keyed_integer(seed: Tensor, row_ids: Tensor, step: Tensor, below: int, stream: int) -> Tensor:
+    """One integer in [0, below) per key, int64, `below` at most 2^31; no value is likelier by more than one in 2^32 / below."""
+    return keyed_words(seed, row_ids, step, torch.zeros_like(seed), stream)[0] * below >> 32
+
+
 def gumbel_noise(seed: Tensor, row_ids: Tensor, step: Tensor, vocabulary: int) -> Tensor:
     """Standard Gumbel noise, fp32 [..., V], for keys int64 [...]."""
     blocks = torch.arange((vocabulary + 3) // 4, device=seed.device)
     words = keyed_words(seed[..., None], row_ids[..., None], step[..., None], blocks, GUMBEL_STREAM)
     return gumbel_from_uniform(uniform_from_word(torch.stack(words, dim=-1).flatten(-2)[..., :vocabulary]))
+
+
+def keyed_normal(seed: Tensor, row_ids: Tensor, step: Tensor, dimension: int, stream: int) -> Tensor:
+    """Standard normal numbers, fp32 [..., D], for keys int64 [...]: Box-Muller on pairs of words for pairs of indices."""
+    blocks = torch.arange((dimension + 3) // 4, device=seed.device)
+    words = keyed_words(seed[..., None], row_ids[..., None], step[..., None], blocks, stream)
+    u = uniform_from_word(torch.stack(words, dim=-1)).unflatten(-1, (2, 2))  # [..., blocks, pair, 2]
+    radius = (2 * exponential_from_uniform(u[..., 0])).sqrt()
+    angle = u[..., 1] * (2 * math.pi)
+    pairs = torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1)
+    return pairs.flatten(-3)[..., :dimension]

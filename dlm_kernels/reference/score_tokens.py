@@ -100,6 +100,23 @@ def score_rows(
     return token, confidence, margin, entropy, logsumexp
 
 
+def sampling_probability(
+    x: Tensor,  # [R, V] fp32
+    token: Tensor,  # [R] int64
+    temperature: Tensor,  # this and the next two [R]
+    top_k: Tensor,
+    top_p: Tensor,
+    top_p_first: bool,
+) -> Tensor:
+    """Probability, fp64 [R], with which `score_rows` draws this token; 1 or 0 at temperature 0."""
+    m = x.amax(-1, keepdim=True)
+    t = torch.where(temperature > 0, temperature, torch.ones_like(temperature))[:, None]
+    kept = filter_tokens(x, (x - m) / t, top_k, top_p, top_p_first)
+    y = ((x.double() - m) / t.double()).masked_fill(~kept, -math.inf)
+    p = y.softmax(-1).gather(1, token[:, None])[:, 0]
+    return torch.where(temperature > 0, p, (x.argmax(-1) == token).double())
+
+
 def filter_tokens(x: Tensor, scaled: Tensor, top_k: Tensor, top_p: Tensor, top_p_first: bool) -> Tensor:
     """Which tokens top-k and top-p leave, bool [R, V].
 

@@ -2,6 +2,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from dlm_kernels import (
     score_tokens,
     use_backend,
 )
+from dlm_kernels.library import SCHEMAS
 
 CPU = torch.device("cpu")
 
@@ -141,6 +143,43 @@ def test_a_named_backend_really_runs(backend, monkeypatch):
         monkeypatch.delitem(dispatch._TABLE, key)
     assert_equal("token", score_tokens(logits, backend=backend).token, wanted)
     assert all(name == backend for _, name in dispatch._TABLE)
+
+
+@pytest.fixture
+def op_without_kernels(monkeypatch):
+    """commit_ as if only the reference had it."""
+    has_kernel = dispatch.has_kernel
+    monkeypatch.setattr(dispatch, "has_kernel", lambda op, name: name == "reference" and has_kernel(op, name))
+    monkeypatch.setattr(dispatch, "_TABLE", {})
+    return "commit_"
+
+
+def test_an_op_that_the_best_backend_lacks_runs_on_the_next_without_a_warning(statuses, op_without_kernels):
+    statuses()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            assert dispatch.kernel(op_without_kernels, "auto", CPU).__module__ == "dlm_kernels.reference.commit"
+
+
+def test_an_op_that_a_named_backend_lacks_raises(statuses, op_without_kernels, monkeypatch):
+    statuses()
+    dispatch.kernel(op_without_kernels, "auto", CPU)
+    says = "'cpu' has no commit_ kernel yet; reference can run it"
+    with pytest.raises(BackendUnavailableError, match=says):
+        dispatch.kernel(op_without_kernels, "cpu", CPU)
+    with pytest.raises(BackendUnavailableError, match=says), use_backend("cpu"):
+        dispatch.kernel(op_without_kernels, "auto", CPU)
+    monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "cpu")
+    with pytest.raises(BackendUnavailableError, match=says):
+        dispatch.kernel(op_without_kernels, "auto", CPU)
+
+
+def test_every_op_has_a_reference_and_a_test_file():
+    for op in SCHEMAS:
+        assert dispatch.has_kernel(op, "reference"), op
+        stem = {"keyed_uniform": "rng"}.get(op, op.rstrip("_"))
+        assert (Path(__file__).parent / f"test_{stem}.py").exists(), op
 
 
 def test_import_is_light():

@@ -1,0 +1,220 @@
+import math
+
+import pytest
+import torch
+from tolerances import assert_equal
+
+from dlm_kernels import InvalidArgumentError, score_entropy_step_
+from dlm_kernels.rng import make_row_ids
+from kernels.frequencies import FALSE_ALARM, assert_draws_from, forward_matrix, p_value, reverse_by_bayes
+from kernels.operators import check_compiles, check_operator
+
+pytestmark = pytest.mark.usefixtures("poisoned_empty")
+
+STATES = 5
+MASK = 4
+DRAWS = 30_000
+NOISE = {
+    "absorb": torch.nn.functional.one_hot(torch.tensor(MASK), STATES).double(),
+    "uniform": torch.full((STATES,), 1 / STATES, dtype=torch.float64),
+}
+PRIOR = {
+    "absorb": torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0], dtype=torch.float64),
+    "uniform": torch.tensor([0.45, 0.3, 0.15, 0.08, 0.02], dtype=torch.float64),
+}
+NOISE_LEVELS = [(0.5, 0.1), (0.5, 0.5), (2.0, 0.7), (8.0, 3.0)]  # sigma(t), its drop over the step
+JUMPS_FROM = {"absorb": [MASK], "uniform": [0, 4]}
+
+
+def marginal(graph, sigma):
+    return PRIOR[graph] @ forward_matrix(math.exp(-sigma), NOISE[graph])
+
+
+def log_scores(graph, sigma):
+    """[x_t, y]: log p_t(y) / p_t(x_t), exact."""
+    p = marginal(graph, sigma)
+    return (p[None] / p[:, None]).log().float()
+
+
+def draw(graph, x_t, log_score, **options):
+    tokens = torch.full((1, DRAWS), x_t)
+    if graph == "absorb":
+        options["mask_id"] = MASK
+    changed = score_entropy_step_(tokens, log_score.expand(1, DRAWS, -1), graph=graph, **options)
+    assert_equal("changed", changed, tokens != x_t)
+    return tokens[0]
+
+
+def euler(graph, log_score, x_t, delta):
+    """one_hot(x_t) + delta (reverse rates), from the rate matrix of the graph; what is negative is 0."""
+    rate = NOISE[graph][None] - torch.eye(STATES, dtype=torch.float64)  # [from, to]
+    score = log_score.double().exp()
+    score[x_t] = 1
+    reverse = rate[:, x_t] * score  # to y: the forward rate from y to x_t, times p(y) / p(x_t)
+    reverse[x_t] = 0
+    reverse[x_t] = -reverse.sum()
+    p = (torch.eye(STATES, dtype=torch.float64)[x_t] + delta * reverse).clamp(min=0)
+    return p / p.sum()
+
+
+@pytest.mark.parametrize("graph", NOISE)
+@pytest.mark.parametrize(("sigma", "delta"), NOISE_LEVELS)
+def test_analytic_step_with_exact_scores_is_the_posterior_by_bayes(graph, sigma, delta):
+    wanted = reverse_by_bayes(PRIOR[graph], math.exp(-sigma), math.exp(delta - sigma), NOISE[graph])
+    for x_t in JUMPS_FROM[graph]:
+        scores = log_scores(graph, sigma)[x_t]
+        assert_draws_from(wanted[x_t], draw(graph, x_t, scores, method="analytic", delta_sigma=delta, seed=3))
+
+
+@pytest.mark.parametrize("graph", NOISE)
+@pytest.mark.parametrize(("sigma", "delta"), NOISE_LEVELS)
+def test_euler_step_follows_the_reverse_rates(graph, sigma, delta):
+    for x_t in JUMPS_FROM[graph]:
+        scores = log_scores(graph, sigma)[x_t]
+        wanted = euler(graph, scores, x_t, delta)
+        assert_draws_from(wanted, draw(graph, x_t, scores, method="euler", delta_sigma=delta, seed=4))
+
+
+def test_an_euler_step_too_long_for_the_rates_leaves_for_sure():
+    """Staying would have probability -0.08 and -1.9."""
+    for sigma, delta in ((0.5, 0.7), (2.0, 2.9 * (math.exp(2) - 1))):
+        leaving = delta * log_scores("absorb", sigma)[MASK, :MASK].double().exp().sum()
+        assert leaving > 1
+        assert (draw("absorb", MASK, log_scores("absorb", sigma)[MASK], delta_sigma=delta) != MASK).all()
+
+
+def test_negative_probabilities_of_inexact_scores_count_as_zero():
+    scores = torch.tensor([0.0, 3.0, -6.0, -7.0, 0.3])
+    e = math.exp(-0.4)
+    s = scores.double().exp()
+    s[0] = 1
+    staggered = s / e - (1 - e) / (STATES * e) * s.sum()
+    assert (staggered < 0).sum() >= 2
+    wanted = (staggered * forward_matrix(e, NOISE["uniform"])[:, 0]).clamp(min=0)
+    draws = draw("uniform", 0, scores, method="analytic", delta_sigma=0.4)
+    assert_draws_from(wanted / wanted.sum(), draws)
+
+
+@pytest.mark.parametrize("graph", NOISE)
+@pytest.mark.parametrize("method", ["euler", "analytic"])
+def test_a_whole_chain_ends_in_the_target(graph, method):
+    """From noise, with exact scores. Analytic steps: chi-square. Euler steps have a bias of their own: total variation."""
+    steps, top = (8, 8.0) if method == "analytic" else (96, 8.0)
+    grid = [top * (1 - i / steps) ** 2 for i in range(steps + 1)]
+    tokens = torch.multinomial(marginal(graph, top), DRAWS, replacement=True)[None]
+    mask = {"mask_id": MASK} if graph == "absorb" else {}
+    for step in range(steps):
+        last = graph == "absorb" and step == steps - 1
+        score_entropy_step_(
+            tokens, log_scores(graph, grid[step])[tokens], graph=graph, method=method, step=step, denoise=last,
+            delta_sigma=grid[step] - grid[step + 1], **mask,
+        )  # fmt: skip
+    if method == "analytic":
+        assert_draws_from(PRIOR[graph], tokens[0])
+    else:
+        assert (torch.bincount(tokens[0], minlength=STATES) / DRAWS - PRIOR[graph]).abs().sum() / 2 < 0.03
+
+
+def test_the_frequency_test_sees_a_wrong_step():
+    wanted = reverse_by_bayes(PRIOR["uniform"], math.exp(-0.5), math.exp(-0.4), NOISE["uniform"])[4]
+    scores = log_scores("uniform", 0.5)[4]
+    assert p_value(draw("uniform", 4, scores, method="analytic", delta_sigma=0.12), wanted) < FALSE_ALARM
+    wanted = reverse_by_bayes(PRIOR["uniform"], math.exp(-0.5), math.exp(-0.2), NOISE["uniform"])[4]
+    assert p_value(draw("uniform", 4, scores, method="euler", delta_sigma=0.3), wanted) < FALSE_ALARM
+
+
+def test_the_last_step_leaves_no_mask_and_draws_by_the_scores():
+    scores = log_scores("absorb", 1.0)[MASK]
+    assert_draws_from(PRIOR["absorb"], draw("absorb", MASK, scores, denoise=True, delta_sigma=0.0))
+
+
+def test_the_score_of_x_t_is_not_read():
+    scores = log_scores("uniform", 1.0)[2]
+    for method in ("euler", "analytic"):
+        wanted = draw("uniform", 2, scores, method=method, delta_sigma=0.3)
+        poisoned = scores.clone()
+        poisoned[2] = math.nan
+        assert_equal("tokens", draw("uniform", 2, poisoned, method=method, delta_sigma=0.3), wanted)
+    scores = log_scores("absorb", 1.0)[MASK]
+    poisoned = scores.clone()
+    poisoned[MASK] = math.nan
+    assert_equal(
+        "tokens", draw("absorb", MASK, poisoned, delta_sigma=0.3), draw("absorb", MASK, scores, delta_sigma=0.3)
+    )
+
+
+@pytest.mark.parametrize("graph", NOISE)
+def test_draws_do_not_depend_on_batch_neighbours(graph):
+    tokens, scores = torch.randint(0, STATES, (5, 9)), torch.randn(5, 9, STATES)
+    options = {"graph": graph, "method": "analytic", "step": 2}
+    if graph == "absorb":
+        options["mask_id"] = MASK
+    delta, ids = torch.rand(5), make_row_ids(torch.arange(5)[:, None], torch.arange(9))
+    whole = tokens.clone()
+    score_entropy_step_(whole, scores, delta_sigma=delta, **options)
+    assert (whole != tokens).any()
+    pick = torch.tensor([3, 0])
+    part = tokens[pick]
+    score_entropy_step_(part, scores[pick], delta_sigma=delta[pick], row_ids=ids[pick], **options)
+    assert_equal("tokens", part, whole[pick])
+
+
+@pytest.mark.parametrize("graph", NOISE)
+def test_only_eligible_positions_change_and_their_scores_alone_are_read(graph):
+    tokens, scores = torch.randint(0, STATES, (4, 12)), torch.randn(4, 12, STATES)
+    eligible, before = torch.rand(4, 12) < 0.5, tokens.clone()
+    options = {"graph": graph, "delta_sigma": 0.9, "eligible": eligible}
+    live = eligible
+    if graph == "absorb":
+        options["mask_id"] = MASK
+        live = eligible & (tokens == MASK)
+    score_entropy_step_(tokens, scores.masked_fill(~live[..., None], math.nan), **options)
+    assert_equal("tokens", tokens[~live], before[~live])
+    score_entropy_step_(before, scores, **options)
+    assert_equal("tokens", tokens, before)
+
+
+@pytest.mark.parametrize("method", ["euler", "analytic"])
+@pytest.mark.parametrize("graph", NOISE)
+def test_opcheck_and_compile(graph, method):
+    tokens, scores = torch.randint(0, STATES, (3, 6)), torch.randn(3, 6, STATES)
+    mask = {"mask_id": MASK} if graph == "absorb" else {}
+
+    def step(tokens, scores):
+        return score_entropy_step_(tokens, scores / 2, graph=graph, method=method, delta_sigma=0.5, **mask), tokens + 1
+
+    check_operator(
+        "score_entropy_step_",
+        lambda: step(tokens, scores),
+        lambda: score_entropy_step_(
+            tokens, scores.half(), graph=graph, method=method, delta_sigma=torch.rand(3), eligible=tokens > 2, **mask
+        ),
+    )
+    check_compiles(step, tokens, scores)
+
+
+IDS, X = torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3, STATES)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "log_score", "options", "argument", "says"),
+    [
+        (IDS.int(), X, {}, "tokens", "int32"),
+        (IDS, X[:, :2], {}, "log_score", r"\[2, 3, V\]"),
+        (IDS, X.double(), {}, "log_score", "float64"),
+        (IDS, X, {"graph": "mask"}, "graph", "absorb"),
+        (IDS, X, {"method": "tweedie"}, "method", "analytic"),
+        (IDS, X, {"graph": "absorb"}, "mask_id", "given"),
+        (IDS, X, {"mask_id": 4}, "mask_id", "None with graph 'uniform'"),
+        (IDS, X, {"graph": "absorb", "mask_id": 5}, "mask_id", "5"),
+        (IDS, X, {"denoise": True}, "denoise", "uniform"),
+        (IDS, X, {"delta_sigma": -0.1}, "delta_sigma", "-0.1"),
+        (IDS, X, {"delta_sigma": torch.zeros(3)}, "delta_sigma", r"\[2\]"),
+        (IDS, X, {"eligible": IDS}, "eligible", "bool"),
+        (IDS, X, {"step": -1}, "step", "-1"),
+    ],
+)
+def test_bad_input(tokens, log_score, options, argument, says):
+    with pytest.raises(InvalidArgumentError, match=says) as caught:
+        score_entropy_step_(tokens, log_score, **{"graph": "uniform", "delta_sigma": 0.1, **options})
+    assert str(caught.value).split()[0] == argument
