@@ -5,7 +5,7 @@ from dlm_kernels.commit import commit_
 from dlm_kernels.cosine_rows import cosine_rows
 from dlm_kernels.denoise_step import denoise_step_
 from dlm_kernels.dispatch import use_backend
-from dlm_kernels.errors import BackendUnavailableError, DLMKernelsError, InvalidArgumentError
+from dlm_kernels.errors import BackendUnavailableError, DLMKernelsError, InvalidArgumentError, KernelCompilationError
 from dlm_kernels.gather_rows import gather_rows
 from dlm_kernels.gaussian_step import gaussian_step_
 from dlm_kernels.nearest_embedding import nearest_embedding
@@ -26,6 +26,7 @@ __all__ = [
     "BackendUnavailableError",
     "DLMKernelsError",
     "InvalidArgumentError",
+    "KernelCompilationError",
     "NearestRows",
     "RevokeStats",
     "StepStats",

@@ -21,20 +21,25 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dlm_kernels.errors import BackendUnavailableError, InvalidArgumentError
+from dlm_kernels.errors import BackendUnavailableError, InvalidArgumentError, KernelCompilationError
 
 ENVIRONMENT_VARIABLE = "DLM_KERNELS_BACKEND"
 AUTO = "auto"  # how "no backend named" is spelled in an operator's arguments, which cannot be None
 
-BACKENDS = ("cpu", "numba", "reference")
-DEVICES = {"cpu": ("cpu",), "numba": ("cpu",), "reference": None}  # None: every device
-PREFERENCE = {"cpu": ("cpu", "numba", "reference")}  # by device type; elsewhere the reference
+BACKENDS = ("cpu", "numba", "triton", "cuda", "reference")
+PREFERENCE = {"cpu": ("cpu", "numba", "reference"), "cuda": ("triton", "cuda", "reference")}  # elsewhere the reference
+# Ranking within a row, fusion of a whole step and moving rows suit blocks with barriers better than Triton's programs.
+CUDA_FIRST = frozenset(("select_positions", "commit_", "denoise_step_", "revoke_", "gather_rows", "scatter_rows_"))
 LOST = {
     "numba": "the ops are several times slower and compile at their first call",
+    "triton": "a step takes several small launches instead of two",
+    "cuda": "fewer ops have kernels",
     "reference": "the ops are far slower and use more memory",
 }
 
 _TABLE: dict[tuple[str, str], Callable[..., Any]] = {}
+_FAILED: dict[tuple[str, str], str] = {}  # kernels that did not compile here, and why
+_ANNOUNCED: set[str] = set()
 _chosen: ContextVar[str | None] = ContextVar("dlm_kernels_backend", default=None)
 
 
@@ -101,16 +106,27 @@ def requested(backend: str) -> str:
     return name if name == AUTO else check_name(name, ENVIRONMENT_VARIABLE if backend == AUTO else "backend")
 
 
-def resolve(backend: str, device: torch.device) -> str:
-    """The name of the backend that runs on `device`: the one asked for, or the best available."""
+def resolve(op: str, backend: str, device: torch.device) -> str:
+    """The name of the backend that runs `op` on `device`: the one asked for, or the best available."""
     name = requested(backend)
     if name == AUTO:
-        return _automatic(device.type)
+        return _automatic(op, device.type)
     require(name)
-    devices = DEVICES[name]
+    devices = devices_of(name)
     if devices is not None and device.type not in devices:
         raise BackendUnavailableError(f"backend {name!r} runs on {' and '.join(devices)} tensors, got one on {device}")
+    if not has_kernel(op, name):
+        raise BackendUnavailableError(f"backend {name!r} has no {op} kernel yet; {_backends_with(op)} can run it")
     return name
+
+
+def devices_of(name: str) -> tuple[str, ...] | None:
+    """Types of the devices whose tensors a backend takes; None: all."""
+    if name == "reference":
+        return None
+    if name == "triton":
+        return ("cuda", "cpu") if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda",)
+    return ("cuda",) if name == "cuda" else ("cpu",)
 
 
 @cache
@@ -123,42 +139,48 @@ def _module(op: str, backend: str) -> str:
     return f"dlm_kernels.{backend}.{op.rstrip('_')}"
 
 
+def candidates(op: str, device_type: str) -> list[str]:
+    """The backends that have `op` for tensors on such a device, first choice first."""
+    names = PREFERENCE.get(device_type, ("reference",))
+    if op in CUDA_FIRST:
+        names = tuple(sorted(names, key=lambda name: name != "cuda"))  # stable: the rest keep their order
+    return [name for name in names if has_kernel(op, name)]
+
+
 @cache
-def _automatic(device_type: str) -> str:
-    candidates = PREFERENCE.get(device_type, ("reference",))
+def _automatic(op: str, device_type: str) -> str:
     skipped: list[str] = []
-    for name in candidates:
+    for name in candidates(op, device_type):
         available, reason = backend_status(name)
-        if available:
+        if available and (op, name) not in _FAILED:
             if skipped:
-                warnings.warn(
+                _announce(
                     f"dlm_kernels falls back to the {name} backend: {LOST[name]} ({'; '.join(skipped)}). "
-                    "`python -m dlm_kernels.info` shows what is installed.",
-                    RuntimeWarning,
-                    stacklevel=2,
+                    "`python -m dlm_kernels.info` shows what is installed."
                 )
             return name
-        skipped.append(f"{name}: {reason}")
+        skipped.append(f"{name}: {reason or _FAILED[op, name]}")
     raise AssertionError("the reference is always available")
 
 
-def kernel(op: str, backend: str, device: torch.device) -> Callable[..., Any]:
-    """The function that carries out `op`; see `library.py` for its arguments."""
-    name = resolve(backend, device)
-    return _TABLE.get((op, name)) or _find(op, name, backend, device.type)
+def _announce(message: str) -> None:
+    if message not in _ANNOUNCED:
+        _ANNOUNCED.add(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
-def _find(op: str, name: str, backend: str, device_type: str) -> Callable[..., Any]:
-    if not has_kernel(op, name):
-        if requested(backend) != AUTO:
-            raise BackendUnavailableError(f"backend {name!r} has no {op} kernel yet; {_backends_with(op)} can run it")
-        candidates = PREFERENCE.get(device_type, ("reference",))
-        name = next(other for other in candidates if has_kernel(op, other) and backend_status(other).available)
-        if (op, name) in _TABLE:
-            return _TABLE[op, name]
-    function = getattr(import_module(_module(op, name)), op)
-    _TABLE[op, name] = function
+def kernel(op: str, name: str) -> Callable[..., Any]:
+    """The function of backend `name` that carries out `op`; see `library.py` for its arguments."""
+    function = _TABLE.get((op, name))
+    if function is None:
+        function = _TABLE[op, name] = getattr(import_module(_module(op, name)), op)
     return function
+
+
+def give_up(op: str, name: str, error: KernelCompilationError) -> None:
+    """Takes a kernel that does not compile here out of the automatic choice, for this process."""
+    _FAILED[op, name] = f"{op} does not compile: {error}"
+    _automatic.cache_clear()
 
 
 def _backends_with(op: str) -> str:

@@ -11,3 +11,7 @@ class InvalidArgumentError(DLMKernelsError, ValueError):
 
 class BackendUnavailableError(DLMKernelsError, RuntimeError):
     """A backend that was asked for by name cannot run here. The message says why."""
+
+
+class KernelCompilationError(BackendUnavailableError):
+    """A kernel that is compiled at its first use does not compile here. Raised before anything is written."""

@@ -21,14 +21,16 @@ def report() -> str:
     lines = [
         f"dlm_kernels  {dlm_kernels.__version__}  ({Path(dlm_kernels.__file__).parent})",
         f"python       {platform.python_version()} on {platform.system()} {platform.machine()}",
-        *(f"{name:12} {_version(name)}" for name in ("torch", "numpy", "numba")),
+        *(f"{name:12} {_version(name)}" for name in ("torch", "numpy", "numba", "triton", "cupy-cuda13x")),
         "",
-        "backends, for tensors on the CPU (the first available one runs):",
+        "backends (for each op the first available one that has it runs):",
     ]
-    for name in dispatch.PREFERENCE["cpu"]:
-        available, reason = dispatch.backend_status(name)
-        state = f"available{_cpu_details() if name == 'cpu' else ''}" if available else f"absent: {reason}"
-        lines.append(f"  {name:10} {state}")
+    for kind, names in dispatch.PREFERENCE.items():
+        lines.append(f" for tensors on {'the CPU' if kind == 'cpu' else 'a GPU'}")
+        for name in names:
+            available, reason = dispatch.backend_status(name)
+            state = f"available{_cpu_details() if name == 'cpu' else ''}" if available else f"absent: {reason}"
+            lines.append(f"  {name:10} {state}")
     named = os.environ.get(dispatch.ENVIRONMENT_VARIABLE)
     lines += [
         f"  {dispatch.ENVIRONMENT_VARIABLE} {'= ' + named if named else 'is not set'}",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dlm_kernels import dispatch
+from dlm_kernels.errors import KernelCompilationError
 
 NAMESPACE = "dlm_kernels"
 
@@ -71,7 +72,14 @@ SCHEMAS = {
 def _implementation(op: str) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
         *rest, backend = arguments
-        return dispatch.kernel(op, backend, rest[0].device)(*rest)
+        while True:
+            name = dispatch.resolve(op, backend, rest[0].device)
+            try:
+                return dispatch.kernel(op, name)(*rest)
+            except KernelCompilationError as error:
+                if dispatch.requested(backend) != dispatch.AUTO:
+                    raise
+                dispatch.give_up(op, name, error)  # and take the next one, which is announced
 
     return call
 

@@ -10,13 +10,17 @@ BOOL_POISON = True
 
 
 def pytest_generate_tests(metafunc):
-    """A test that takes `backend` runs on every backend; one that takes `fast_backend` on all but the reference."""
-    from dlm_kernels.dispatch import BACKENDS
+    """A test that takes `backend` runs on every backend that can take its tensors; `fast_backend`: all but the reference.
 
+    `OP = "<op>"` in a test's module leaves out the backends that have no kernel for it.
+    """
+    from backends import backends_with
+
+    names = backends_with(getattr(metafunc.module, "OP", None))
     if "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", BACKENDS, indirect=True)
+        metafunc.parametrize("backend", names, indirect=True)
     if "fast_backend" in metafunc.fixturenames:
-        metafunc.parametrize("fast_backend", [name for name in BACKENDS if name != "reference"], indirect=True)
+        metafunc.parametrize("fast_backend", [name for name in names if name != "reference"], indirect=True)
 
 
 def _available(name):

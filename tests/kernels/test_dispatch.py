@@ -12,6 +12,7 @@ from dlm_kernels import (
     BackendUnavailableError,
     DLMKernelsError,
     InvalidArgumentError,
+    KernelCompilationError,
     dispatch,
     score_tokens,
     use_backend,
@@ -35,6 +36,8 @@ def statuses(monkeypatch):
         )
 
     monkeypatch.delenv(dispatch.ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.setattr(dispatch, "_ANNOUNCED", set())
+    monkeypatch.setattr(dispatch, "_FAILED", {})
     dispatch._automatic.cache_clear()
     yield set_statuses
     dispatch._automatic.cache_clear()
@@ -42,30 +45,30 @@ def statuses(monkeypatch):
 
 def test_argument_beats_context_beats_environment(statuses, monkeypatch):
     statuses()
-    assert dispatch.resolve("auto", CPU) == "cpu"
+    assert dispatch.resolve("score_tokens", "auto", CPU) == "cpu"
     monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "numba")
-    assert dispatch.resolve("auto", CPU) == "numba"
+    assert dispatch.resolve("score_tokens", "auto", CPU) == "numba"
     with use_backend("reference"):
-        assert dispatch.resolve("auto", CPU) == "reference"
-        assert dispatch.resolve("cpu", CPU) == "cpu"
+        assert dispatch.resolve("score_tokens", "auto", CPU) == "reference"
+        assert dispatch.resolve("score_tokens", "cpu", CPU) == "cpu"
         with use_backend("cpu"):
-            assert dispatch.resolve("auto", CPU) == "cpu"
-        assert dispatch.resolve("auto", CPU) == "reference"
-    assert dispatch.resolve("auto", CPU) == "numba"
+            assert dispatch.resolve("score_tokens", "auto", CPU) == "cpu"
+        assert dispatch.resolve("score_tokens", "auto", CPU) == "reference"
+    assert dispatch.resolve("score_tokens", "auto", CPU) == "numba"
 
 
 def test_context_ends_with_an_error(statuses):
     statuses()
     with pytest.raises(ZeroDivisionError), use_backend("reference"):
         raise ZeroDivisionError
-    assert dispatch.resolve("auto", CPU) == "cpu"
+    assert dispatch.resolve("score_tokens", "auto", CPU) == "cpu"
 
 
 def test_context_belongs_to_its_thread(statuses):
     statuses()
     seen = []
     with use_backend("reference"):
-        thread = threading.Thread(target=lambda: seen.append(dispatch.resolve("auto", CPU)))
+        thread = threading.Thread(target=lambda: seen.append(dispatch.resolve("score_tokens", "auto", CPU)))
         thread.start()
         thread.join()
     assert seen == ["cpu"]
@@ -79,7 +82,7 @@ def test_automatic_choice_falls_back_with_one_warning(statuses, absent, runs, lo
     statuses(**dict.fromkeys(absent, False))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert [dispatch.resolve("auto", CPU) for _ in range(3)] == [runs] * 3
+        assert [dispatch.resolve("score_tokens", "auto", CPU) for _ in range(3)] == [runs] * 3
     assert len(caught) == 1
     message = str(caught[0].message)
     assert runs in message
@@ -91,13 +94,13 @@ def test_no_warning_when_the_first_choice_is_there(statuses):
     statuses()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert dispatch.resolve("auto", CPU) == "cpu"
+        assert dispatch.resolve("score_tokens", "auto", CPU) == "cpu"
 
 
 def test_a_named_backend_that_is_absent_raises_with_the_reason(statuses, monkeypatch):
     statuses(cpu=False)
     for attempt in (
-        lambda: dispatch.resolve("cpu", CPU),
+        lambda: dispatch.resolve("score_tokens", "cpu", CPU),
         lambda: use_backend("cpu"),
         lambda: score_tokens(torch.zeros(1, 3), backend="cpu"),
     ):
@@ -120,10 +123,10 @@ def test_unknown_names(statuses, monkeypatch):
 
 def test_backends_for_the_cpu_refuse_other_devices(statuses):
     statuses()
-    assert dispatch.resolve("auto", torch.device("meta")) == "reference"
+    assert dispatch.resolve("score_tokens", "auto", torch.device("meta")) == "reference"
     for name in ("cpu", "numba"):
         with pytest.raises(BackendUnavailableError, match=f"{name}.*cpu tensors.*meta"):
-            dispatch.resolve(name, torch.device("meta"))
+            dispatch.resolve("score_tokens", name, torch.device("meta"))
 
 
 def test_reasons_for_absence():
@@ -138,7 +141,8 @@ def test_a_named_backend_really_runs(backend, monkeypatch):
     logits = torch.randn(2, 9)
     wanted = score_tokens(logits, backend=backend).token
     with use_backend(backend):
-        assert dispatch.kernel("score_tokens", "auto", CPU).__module__.startswith(f"dlm_kernels.{backend}")
+        assert dispatch.resolve("score_tokens", "auto", CPU) == backend
+    assert dispatch.kernel("score_tokens", backend).__module__.startswith(f"dlm_kernels.{backend}")
     for key in [key for key in dispatch._TABLE if key[1] != backend]:
         monkeypatch.delitem(dispatch._TABLE, key)
     assert_equal("token", score_tokens(logits, backend=backend).token, wanted)
@@ -159,20 +163,50 @@ def test_an_op_that_the_best_backend_lacks_runs_on_the_next_without_a_warning(st
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(2):
-            assert dispatch.kernel(op_without_kernels, "auto", CPU).__module__ == "dlm_kernels.reference.commit"
+            assert dispatch.resolve(op_without_kernels, "auto", CPU) == "reference"
 
 
 def test_an_op_that_a_named_backend_lacks_raises(statuses, op_without_kernels, monkeypatch):
     statuses()
-    dispatch.kernel(op_without_kernels, "auto", CPU)
     says = "'cpu' has no commit_ kernel yet; reference can run it"
     with pytest.raises(BackendUnavailableError, match=says):
-        dispatch.kernel(op_without_kernels, "cpu", CPU)
+        dispatch.resolve(op_without_kernels, "cpu", CPU)
     with pytest.raises(BackendUnavailableError, match=says), use_backend("cpu"):
-        dispatch.kernel(op_without_kernels, "auto", CPU)
+        dispatch.resolve(op_without_kernels, "auto", CPU)
     monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "cpu")
     with pytest.raises(BackendUnavailableError, match=says):
-        dispatch.kernel(op_without_kernels, "auto", CPU)
+        dispatch.resolve(op_without_kernels, "auto", CPU)
+
+
+def test_on_a_gpu_ranking_prefers_cuda_and_the_rest_triton(statuses, monkeypatch):
+    monkeypatch.setattr(dispatch, "has_kernel", lambda op, name: True)
+    statuses()
+    gpu = torch.device("cuda")
+    assert dispatch.resolve("score_tokens", "auto", gpu) == "triton"
+    assert dispatch.resolve("denoise_step_", "auto", gpu) == "cuda"
+    statuses(cuda=False)
+    dispatch._automatic.cache_clear()
+    with pytest.warns(RuntimeWarning, match=r"triton backend.*cuda: not on this disk"):
+        assert dispatch.resolve("denoise_step_", "auto", gpu) == "triton"
+
+
+def test_a_kernel_that_does_not_compile_is_left_out_of_the_automatic_choice_with_a_warning(statuses, monkeypatch):
+    statuses()
+
+    def broken(*arguments):
+        raise KernelCompilationError("no such instruction")
+
+    monkeypatch.setitem(dispatch._TABLE, ("score_tokens", "cpu"), broken)
+    logits = torch.randn(2, 9)
+    with pytest.raises(KernelCompilationError, match="no such instruction"):
+        score_tokens(logits, backend="cpu")
+    with pytest.raises(KernelCompilationError), use_backend("cpu"):
+        score_tokens(logits)
+    with pytest.warns(RuntimeWarning, match=r"numba backend.*no such instruction") as caught:
+        tokens = [score_tokens(logits).token for _ in range(2)]
+    assert len(caught) == 1
+    assert_equal("token", tokens[1], score_tokens(logits, backend="reference").token)
+    assert dispatch.resolve("select_positions", "auto", CPU) == "cpu", "only the op that failed"
 
 
 def test_every_op_has_a_reference_and_a_test_file():

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from backends import backends_with
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import assert_equal
@@ -85,8 +86,6 @@ def as_arguments(problem):
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(problem=problems())
 def test_selection_matches_its_definition(problem):
-    from dlm_kernels.dispatch import BACKENDS, backend_status
-
     batched = {k: v for k, v in problem.items() if k not in ("score", "eligible", "strict")}
     wanted = [
         expected_row(
@@ -97,9 +96,8 @@ def test_selection_matches_its_definition(problem):
         )
         for b in range(len(problem["score"]))
     ]
-    for name in BACKENDS:
-        if backend_status(name).available:
-            assert select_positions(**as_arguments(problem), backend=name).tolist() == wanted, name
+    for name in backends_with("select_positions", available=True):
+        assert select_positions(**as_arguments(problem), backend=name).tolist() == wanted, name
 
 
 @pytest.mark.parametrize("length", [1, 17, 64, 1000, 4096])
