@@ -27,7 +27,10 @@ ENVIRONMENT_VARIABLE = "DLM_KERNELS_BACKEND"
 AUTO = "auto"  # how "no backend named" is spelled in an operator's arguments, which cannot be None
 
 BACKENDS = ("cpu", "numba", "triton", "cuda", "reference")
-PREFERENCE = {"cpu": ("cpu", "numba", "reference"), "cuda": ("triton", "cuda", "reference")}  # elsewhere the reference
+PREFERENCE: dict[str, tuple[str, ...]] = {  # by device type; elsewhere the reference
+    "cpu": ("cpu", "numba", "reference"),
+    "cuda": ("triton", "cuda", "reference"),
+}
 # Ranking within a row, fusion of a whole step and moving rows suit blocks with barriers better than Triton's programs.
 CUDA_FIRST = frozenset(("select_positions", "commit_", "denoise_step_", "revoke_", "gather_rows", "scatter_rows_"))
 LOST = {
