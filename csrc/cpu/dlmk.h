@@ -40,6 +40,13 @@ struct DlmkSelectArgs {
   int64_t selected;  // output bool [B, L], contiguous
 };
 
+struct DlmkNearestArgs {
+  int64_t x, x_dtype, N, x_stride;              // [N, D], the last dimension contiguous
+  int64_t table, table_dtype, V, table_stride;  // [V, D], the last dimension contiguous
+  int64_t D, threads;
+  int64_t ids, distance;  // outputs [N]: int64, float
+};
+
 int dlmk_abi_version();
 // "scalar", "avx2" or "avx512": what the processor offers, unless DLM_KERNELS_CPU_ISA asked for less.
 const char* dlmk_isa();
@@ -59,6 +66,7 @@ int dlmk_denoise_step(const DlmkScoreArgs* score, const DlmkSelectArgs* select, 
                       int32_t* committed, int32_t* remaining);
 void dlmk_keyed_uniform(const int64_t* seed, const int64_t* row_ids, const int64_t* step, int64_t n, int64_t stream,
                         float* out);
+int dlmk_nearest_embedding(const DlmkNearestArgs* args);
 // For tests: the portable functions, n values each. kind: 0 log, 1 exp, 2 uniform, 3 gumbel (of 32-bit words).
 void dlmk_portable(int64_t kind, const float* x, const uint32_t* words, int64_t n, float* out);
 // For tests: Philox words of n blocks.

@@ -370,7 +370,6 @@ static int64_t k_find(const float* x, int64_t n, float value) {
   int64_t i = 0;
   V::Float wanted = V::set(value);
   for (; i + V::W <= n; i += V::W) {
-    // Where value is a maximum, "at least" is "equal".
     uint32_t lanes = V::bits(V::ge(V::load(x + i), wanted));
     if (lanes) return i + __builtin_ctz(lanes);
   }
@@ -379,6 +378,9 @@ static int64_t k_find(const float* x, int64_t n, float value) {
   return n;
 }
 
+#include "cpu/vectors_impl.h"
+
 static constexpr ChunkKernels table(const char* name) {
-  return {name, k_load, k_maximum, k_maximum_without, k_sums, k_kept_sums, k_masses, k_collect_bin, k_draw, k_collect, k_find};
+  return {name,   k_load,    k_maximum, k_maximum_without, k_sums,    k_kept_sums, k_masses, k_collect_bin,
+          k_draw, k_collect, k_find,    k_tile,            k_products};
 }

@@ -7,6 +7,7 @@ SOURCES = [
     "csrc/cpu/filters.cpp",
     "csrc/cpu/score.cpp",
     "csrc/cpu/select.cpp",
+    "csrc/cpu/nearest.cpp",
     "csrc/cpu/kernels_scalar.cpp",
     "csrc/cpu/kernels_avx2.cpp",
     "csrc/cpu/kernels_avx512.cpp",
