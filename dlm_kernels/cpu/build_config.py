@@ -8,6 +8,8 @@ SOURCES = [
     "csrc/cpu/score.cpp",
     "csrc/cpu/select.cpp",
     "csrc/cpu/nearest.cpp",
+    "csrc/cpu/rows.cpp",
+    "csrc/cpu/topk_kl.cpp",
     "csrc/cpu/kernels_scalar.cpp",
     "csrc/cpu/kernels_avx2.cpp",
     "csrc/cpu/kernels_avx512.cpp",
