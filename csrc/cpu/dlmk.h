@@ -95,8 +95,6 @@ int dlmk_cosine_rows(const DlmkCosineArgs* args);
 int dlmk_gather_rows(const DlmkMoveArgs* args);
 // to[b, positions[b, m]] = from[b, m] in the order of m; positions that are not in [0, N) write nothing.
 int dlmk_scatter_rows(const DlmkMoveArgs* args);
-void dlmk_rows_changed(const DlmkRows* before, const DlmkRows* after, const DlmkRows* eligible, int64_t B, int64_t L,
-                       bool* changed);
 int dlmk_nearest_embedding(const DlmkNearestArgs* args);
 // For tests: the portable functions, n values each. kind: 0 log, 1 exp, 2 uniform, 3 gumbel (of 32-bit words).
 void dlmk_portable(int64_t kind, const float* x, const uint32_t* words, int64_t n, float* out);

@@ -1,4 +1,4 @@
-// Rows of caches and features: gather_rows, scatter_rows_, cosine_rows, rows_changed.
+// Rows of caches and features: gather_rows, scatter_rows_, cosine_rows.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -138,14 +138,4 @@ int dlmk_cosine_rows(const DlmkCosineArgs* args) {
       }
     });
   });
-}
-
-void dlmk_rows_changed(const DlmkRows* before, const DlmkRows* after, const DlmkRows* eligible, int64_t B, int64_t L,
-                       bool* changed) {
-  using dlmk::at;
-  for (int64_t b = 0; b < B; ++b) {
-    changed[b] = false;
-    for (int64_t l = 0; l < L && !changed[b]; ++l)
-      changed[b] = at<int64_t>(*before, b, l) != at<int64_t>(*after, b, l) && (!eligible->data || at<bool>(*eligible, b, l));
-  }
 }

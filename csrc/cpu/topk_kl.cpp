@@ -33,7 +33,8 @@ class Comparer {
     float* log_probs = reinterpret_cast<float*>(a_.log_probs) + r * (a_.k + 1);
     if (!statistics(row)) {
       for (int64_t j = 0; j < a_.k; ++j) ids[j] = j;
-      std::fill_n(log_probs, a_.k + 1, NAN);
+      std::fill_n(log_probs, a_.k, NAN);
+      log_probs[a_.k] = a_.k == a_.V ? -INFINITY : NAN;  // of none, whatever the row holds
       put_divergence(row, r, NAN);
       return;
     }
@@ -41,28 +42,28 @@ class Comparer {
     const double rest = others(row, ids, a_.k);
     LogSum sum;
     sum.add(rest, 1);
-    for (int64_t j = 0; j < a_.k; ++j) sum.add(double(logit(row, ids[j])), 1);
+    for (int64_t j = 0; j < a_.k; ++j) sum.add(logit(row, ids[j]), 1);
     const double total = sum.value();
-    for (int64_t j = 0; j < a_.k; ++j) log_probs[j] = float(double(logit(row, ids[j])) - total);
+    for (int64_t j = 0; j < a_.k; ++j) log_probs[j] = float(logit(row, ids[j]) - total);
     log_probs[a_.k] = float(rest - total);
     put_divergence(row, r, total);
   }
 
  private:
-  // Maxima and sums of all chunks: far below the highest logit they still count among the others. Is there a distribution?
+  // Highest logit; maxima and sums of all chunks: far below it they still count among the others. Is there a distribution?
   bool statistics(const Row& row) {
-    float highest = -INFINITY;
+    highest_ = -INFINITY;
     for (int64_t c = 0; c < row.chunks(); ++c) {
       ChunkStats& chunk = scratch_.chunks[size_t(c)];
       const float* x = row.view(c, scratch_.buffer.data(), &chunk.max);
       if (!(chunk.max < INFINITY)) return false;
-      highest = std::max(highest, chunk.max);
+      highest_ = std::max(highest_, chunk.max);
       chunk.s = chunk.t = 0;
       if (chunk.max == -INFINITY) continue;
       const int64_t ahead = c + 1 < row.chunks() ? row.size(c + 1) * row.width() : 0;
       kernels().sums(x, row.size(c), chunk.max, row.logits + (c + 1) * kChunk * row.width(), ahead, &chunk.s, &chunk.t);
     }
-    return highest > -INFINITY;
+    return highest_ > -INFINITY;
   }
 
   // The k highest entries, best first; ties: lowest id.
@@ -90,9 +91,10 @@ class Comparer {
     std::copy_n(ties_.begin(), a_.k - int64_t(above_.size()), ids);
   }
 
-  float logit(const Row& row, int64_t id) const {
+  // Relative to the highest logit, as all logarithms here: next to huge logits the log of a sum would round off.
+  double logit(const Row& row, int64_t id) const {
     float value;
-    return *kernels().load(row.logits + id * row.width(), row.dtype, 1, &value, nullptr);
+    return double(*kernels().load(row.logits + id * row.width(), row.dtype, 1, &value, nullptr)) - double(highest_);
   }
 
   // log of the sum of e^x over all but these. Subtracting them from the whole would leave nothing of a small rest.
@@ -110,7 +112,7 @@ class Comparer {
         if (chunk.max > -INFINITY) kernels().sums(x, row.size(c), chunk.max, nullptr, 0, &chunk.s, &chunk.t);
       }
       id = next;
-      sum.add(chunk.max, chunk.s);
+      sum.add(double(chunk.max) - double(highest_), chunk.s);
     }
     return sum.value();
   }
@@ -126,13 +128,14 @@ class Comparer {
     const auto add = [&](double p, double q) {
       if (p != -INFINITY) sum += std::exp(p) * (p - q);
     };
-    for (int64_t j = 0; j < a_.before_k; ++j) add(log_probs[j], double(logit(row, ids[j])) - total);
+    for (int64_t j = 0; j < a_.before_k; ++j) add(log_probs[j], logit(row, ids[j]) - total);
     add(log_probs[a_.before_k], total == total ? others(row, ids, a_.before_k) - total : NAN);
     kl = float(sum < 0 ? 0 : sum);
   }
 
   const DlmkTopKArgs& a_;
   const std::vector<int64_t> none_;
+  float highest_ = 0;
   Scratch scratch_;
   std::vector<std::pair<float, int64_t>> above_;  // (-logit, id)
   std::vector<int64_t> ties_, without_;
