@@ -53,6 +53,10 @@ struct ChunkKernels {
   void (*kept_sums)(const float* x, int64_t n, const Sampling& row, float* s, float* t);
   // Adds the mass of every entry >= keep to the bin of its y = (x - m) / temperature: floor(-y kMassBins / kNoMass).
   void (*masses)(const float* x, int64_t n, const Sampling& row, int64_t* bins);
+  // Splits the entries at bins [first, last]: adds the mass of all and of those in lower bins (*above: the more likely ones), and
+  // copies those inside; their number.
+  int64_t (*split)(const float* x, int64_t n, const Sampling& row, int first, int last, int64_t* total, int64_t* above,
+                   float* out);
   // Copies the entries that `masses` counts in one bin; their number.
   int64_t (*collect_bin)(const float* x, int64_t n, const Sampling& row, int bin, float* out);
   // Draws for n entries, the first of which is vocabulary entry `first` (a multiple of 4); `max` bounds them.
