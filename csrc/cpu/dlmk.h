@@ -10,7 +10,7 @@ extern "C" {
 
 enum DlmkDtype { DLMK_F32 = 0, DLMK_BF16 = 1, DLMK_F16 = 2 };
 enum DlmkScore { DLMK_CONFIDENCE = 0, DLMK_MARGIN = 1, DLMK_NEG_ENTROPY = 2, DLMK_RANDOM = 3 };
-enum DlmkStatus { DLMK_OK = 0, DLMK_OUT_OF_MEMORY = 1 };
+enum DlmkStatus { DLMK_OK = 0, DLMK_OUT_OF_MEMORY = 1, DLMK_OUT_OF_RANGE = 2 };
 
 // A [B, L] argument: address and strides in elements. Address 0: absent.
 struct DlmkRows {
@@ -40,6 +40,35 @@ struct DlmkSelectArgs {
   int64_t selected;  // output bool [B, L], contiguous
 };
 
+struct DlmkNearestArgs {
+  int64_t x, x_dtype, N, x_stride;              // [N, D], the last dimension contiguous
+  int64_t table, table_dtype, V, table_stride;  // [V, D], the last dimension contiguous
+  int64_t D, threads;
+  int64_t ids, distance;  // outputs [N]: int64, float
+};
+
+struct DlmkTopKArgs {
+  int64_t logits, dtype, B, L, V, stride_b, stride_l;  // the last dimension is contiguous
+  int64_t k, threads;
+  int64_t before_ids, before_log_probs, before_k;  // int64 [B, L, before_k], float [B, L, before_k + 1], contiguous; 0: absent
+  int64_t kl, ids, log_probs;                      // outputs float [B, L], int64 [B, L, k], float [B, L, k + 1]
+};
+
+// Rows of `from` to rows of `to`: runs of contiguous bytes, over trailing dimensions that are alike in neither.
+struct DlmkMoveArgs {
+  int64_t from, from_b, from_row, to, to_b, to_row;  // addresses and strides in bytes
+  DlmkRows positions;                                // int64 [B, M]
+  int64_t B, M, N, run;                              // run in bytes
+  int64_t dimensions, sizes, from_strides, to_strides;  // int64 [dimensions] each, outermost first, strides in bytes
+  int64_t threads;
+};
+
+struct DlmkCosineArgs {
+  int64_t a, a_dtype, a_stride_b, a_stride_l, b, b_dtype, b_stride_b, b_stride_l;  // [B, L, D], the last dimension contiguous
+  int64_t B, L, D, threads;
+  int64_t cosine;  // output float [B, L], contiguous
+};
+
 int dlmk_abi_version();
 // "scalar", "avx2" or "avx512": what the processor offers, unless DLM_KERNELS_CPU_ISA asked for less.
 const char* dlmk_isa();
@@ -59,6 +88,14 @@ int dlmk_denoise_step(const DlmkScoreArgs* score, const DlmkSelectArgs* select, 
                       int32_t* committed, int32_t* remaining);
 void dlmk_keyed_uniform(const int64_t* seed, const int64_t* row_ids, const int64_t* step, int64_t n, int64_t stream,
                         float* out);
+// DLMK_OUT_OF_RANGE: an id of before_ids is not in [0, V).
+int dlmk_topk_kl(const DlmkTopKArgs* args);
+int dlmk_cosine_rows(const DlmkCosineArgs* args);
+// to[b, m] = from[b, positions[b, m]], zeros where the position is not in [0, N).
+int dlmk_gather_rows(const DlmkMoveArgs* args);
+// to[b, positions[b, m]] = from[b, m] in the order of m; positions that are not in [0, N) write nothing.
+int dlmk_scatter_rows(const DlmkMoveArgs* args);
+int dlmk_nearest_embedding(const DlmkNearestArgs* args);
 // For tests: the portable functions, n values each. kind: 0 log, 1 exp, 2 uniform, 3 gumbel (of 32-bit words).
 void dlmk_portable(int64_t kind, const float* x, const uint32_t* words, int64_t n, float* out);
 // For tests: Philox words of n blocks.

@@ -15,6 +15,9 @@ constexpr float kMassScale = 68719476736.0f;
 constexpr float kNoMass = 26.0f;  // e^-26 2^36 < 1
 constexpr int kMassBins = 2048;   // bins of y in [-kNoMass, 0]; bin kMassBins is its end point alone
 
+// Vectors and table rows whose distances are bounded at once.
+constexpr int64_t kTileRows = 12, kTileColumns = 32;
+
 // What one chunk adds to the statistics of its row: sums relative to the chunk's own maximum, so that they depend on nothing
 // but the chunk.
 struct ChunkStats {
@@ -50,14 +53,23 @@ struct ChunkKernels {
   void (*kept_sums)(const float* x, int64_t n, const Sampling& row, float* s, float* t);
   // Adds the mass of every entry >= keep to the bin of its y = (x - m) / temperature: floor(-y kMassBins / kNoMass).
   void (*masses)(const float* x, int64_t n, const Sampling& row, int64_t* bins);
+  // Splits the entries at bins [first, last]: adds the mass of all and of those in lower bins (*above: the more likely ones), and
+  // copies those inside; their number.
+  int64_t (*split)(const float* x, int64_t n, const Sampling& row, int first, int last, int64_t* total, int64_t* above,
+                   float* out);
   // Copies the entries that `masses` counts in one bin; their number.
   int64_t (*collect_bin)(const float* x, int64_t n, const Sampling& row, int bin, float* out);
   // Draws for n entries, the first of which is vocabulary entry `first` (a multiple of 4); `max` bounds them.
   void (*draw)(const float* x, int64_t n, int64_t first, float max, const Sampling& row, Best* best);
   // Copies the entries >= lowest, in order; their number.
   int64_t (*collect)(const float* x, int64_t n, float lowest, float* out);
-  // Index of the first entry equal to `value`; n if none.
+  // Index of the first entry >= `value`; n if none.
   int64_t (*find)(const float* x, int64_t n, float value);
+  // bounds [kTileRows, kTileColumns] = panel[0] - x panel[1:], for x [kTileRows, D] and panel [1 + D, kTileColumns]. Bit r of the
+  // result: row r has a bound <= limits[r].
+  uint32_t (*tile)(const float* panel, const float* x, int64_t D, const float* limits, float* bounds);
+  // a a, b b and a b of two vectors, in fp64.
+  void (*products)(const float* a, const float* b, int64_t n, double* aa, double* bb, double* ab);
 };
 
 extern const ChunkKernels kScalarKernels;

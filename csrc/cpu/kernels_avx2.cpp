@@ -13,6 +13,9 @@ struct V {
   using Float = __m256;
   using Int = __m256i;
   using Mask = __m256;
+  struct Wide {
+    __m256d low, high;
+  };
   static constexpr int W = 8;
   static Float load(const float* p) { return _mm256_loadu_ps(p); }
   static Float load_bf16(const uint16_t* p) {
@@ -38,7 +41,15 @@ struct V {
   }
   static Float select(Mask m, Float a, Float b) { return _mm256_blendv_ps(b, a, m); }
   static double exact_total(Float x) {
-    __m256d sum = _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(x)), _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)));
+    return total({_mm256_cvtps_pd(_mm256_castps256_ps128(x)), _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1))});
+  }
+  static Wide wide() { return {_mm256_setzero_pd(), _mm256_setzero_pd()}; }
+  static void widen(Float x, Wide* sum) {
+    sum->low = _mm256_add_pd(sum->low, _mm256_cvtps_pd(_mm256_castps256_ps128(x)));
+    sum->high = _mm256_add_pd(sum->high, _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)));
+  }
+  static double total(const Wide& wide) {
+    const __m256d sum = _mm256_add_pd(wide.low, wide.high);
     __m128d half = _mm_add_pd(_mm256_castpd256_pd128(sum), _mm256_extractf128_pd(sum, 1));
     return _mm_cvtsd_f64(_mm_add_sd(half, _mm_unpackhi_pd(half, half)));
   }

@@ -13,6 +13,9 @@ struct V {
   using Float = __m512;
   using Int = __m512i;
   using Mask = __mmask16;
+  struct Wide {
+    __m512d low, high;
+  };
   static constexpr int W = 16;
   static Float load(const float* p) { return _mm512_loadu_ps(p); }
   static Float load_bf16(const uint16_t* p) {
@@ -40,6 +43,12 @@ struct V {
     const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(x)), high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1));
     return _mm512_reduce_add_pd(_mm512_add_pd(low, high));
   }
+  static Wide wide() { return {_mm512_setzero_pd(), _mm512_setzero_pd()}; }
+  static void widen(Float x, Wide* sum) {
+    sum->low = _mm512_add_pd(sum->low, _mm512_cvtps_pd(_mm512_castps512_ps256(x)));
+    sum->high = _mm512_add_pd(sum->high, _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1)));
+  }
+  static double total(const Wide& sum) { return _mm512_reduce_add_pd(_mm512_add_pd(sum.low, sum.high)); }
   static float highest(Float x) { return _mm512_reduce_max_ps(x); }
   static Mask none() { return 0; }
   static Mask ge(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }

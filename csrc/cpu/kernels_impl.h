@@ -246,6 +246,28 @@ static void k_masses(const float* x, int64_t n, const Sampling& row, int64_t* bi
   });
 }
 
+static int64_t k_split(const float* x, int64_t n, const Sampling& row, int first, int last, int64_t* total, int64_t* above,
+                       float* out) {
+  int64_t found = 0;
+  V::Wide all = V::wide(), upper = V::wide();
+  const V::Float zero = V::set(0.0f), keep = V::set(row.keep), begin = V::set(float(first)), end = V::set(float(last));
+  over_bins(x, n, row, [&](uint32_t lanes, V::Float v, V::Float y, V::Float bin) {
+    const V::Float whole = V::floor(V::mul(portable_exp_lanes(y), V::set(kMassScale)));  // 0 below -kNoMass
+    const V::Float mass = V::select(V::ge(v, keep), whole, zero);
+    const V::Mask inside = V::ge(bin, begin);
+    V::widen(mass, &all);
+    V::widen(V::select(inside, zero, mass), &upper);
+    lanes &= V::bits(inside) & V::bits(V::ge(end, bin));
+    if (!lanes) return;
+    float values[V::W];
+    V::store(values, v);
+    for (; lanes; lanes &= lanes - 1) out[found++] = values[__builtin_ctz(lanes)];
+  });
+  *total += int64_t(V::total(all));  // a chunk's masses are below 2^53: exact
+  *above += int64_t(V::total(upper));
+  return found;
+}
+
 static int64_t k_collect_bin(const float* x, int64_t n, const Sampling& row, int bin, float* out) {
   int64_t found = 0;
   const V::Float wanted = V::set(float(bin));
@@ -370,7 +392,6 @@ static int64_t k_find(const float* x, int64_t n, float value) {
   int64_t i = 0;
   V::Float wanted = V::set(value);
   for (; i + V::W <= n; i += V::W) {
-    // Where value is a maximum, "at least" is "equal".
     uint32_t lanes = V::bits(V::ge(V::load(x + i), wanted));
     if (lanes) return i + __builtin_ctz(lanes);
   }
@@ -379,6 +400,9 @@ static int64_t k_find(const float* x, int64_t n, float value) {
   return n;
 }
 
+#include "cpu/vectors_impl.h"
+
 static constexpr ChunkKernels table(const char* name) {
-  return {name, k_load, k_maximum, k_maximum_without, k_sums, k_kept_sums, k_masses, k_collect_bin, k_draw, k_collect, k_find};
+  return {name,   k_load,    k_maximum, k_maximum_without, k_sums,    k_kept_sums, k_masses, k_split,
+          k_collect_bin, k_draw, k_collect, k_find,    k_tile,            k_products};
 }

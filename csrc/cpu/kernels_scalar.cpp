@@ -10,6 +10,7 @@ struct V {
   using Float = float;
   using Int = uint64_t;
   using Mask = bool;
+  using Wide = double;
   static constexpr int W = 1;
   static Float load(const float* p) { return *p; }
   static Float load_bf16(const uint16_t* p) { return bits_float(uint32_t(*p) << 16); }
@@ -26,6 +27,9 @@ struct V {
   static Float shift_exponent(Float a, Float biased) { return bits_float(float_bits(a) + (float_bits(biased) << 23)); }
   static Float select(Mask m, Float a, Float b) { return m ? a : b; }
   static double exact_total(Float x) { return double(x); }
+  static Wide wide() { return 0; }
+  static void widen(Float x, Wide* sum) { *sum += double(x); }
+  static double total(Wide sum) { return sum; }
   static float highest(Float x) { return x; }
   static Mask none() { return false; }
   static Mask ge(Float a, Float b) { return a >= b; }

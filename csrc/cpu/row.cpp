@@ -32,7 +32,8 @@ bool reshaped(const Row& row, const RowParameters& parameters) {
   return parameters.sampling_confidence && (filtered || (parameters.temperature > 0 && parameters.temperature != 1));
 }
 
-void chunk_statistics(const Row& row, int64_t begin, int64_t end, bool sums, Scratch& scratch, ChunkStats* chunks) {
+void chunk_statistics(const Row& row, int64_t begin, int64_t end, bool sums, Scratch& scratch, ChunkStats* chunks,
+                      const char* next) {
   float* buffer = scratch.buffer.data();
   float highest = -INFINITY;
   const auto near = [&](const ChunkStats& chunk) {
@@ -47,7 +48,10 @@ void chunk_statistics(const Row& row, int64_t begin, int64_t end, bool sums, Scr
     for (int64_t c = begin; c < end && sums; ++c) {
       if (!near(chunks[c])) continue;
       const float* x = row.view(c, buffer);
-      kernels().sums(x, row.size(c), chunks[c].max, nullptr, 0, &chunks[c].s, &chunks[c].t);
+      // Memory would idle until the row is finished.
+      const int64_t ahead = next ? 2 * kChunk * row.width() : 0;
+      kernels().sums(x, row.size(c), chunks[c].max, next, ahead, &chunks[c].s, &chunks[c].t);
+      if (next) next += ahead;
     }
   } else {  // both while the chunk is in the first-level cache
     for (int64_t c = begin; c < end; ++c) {
@@ -56,9 +60,8 @@ void chunk_statistics(const Row& row, int64_t begin, int64_t end, bool sums, Scr
       chunk.s = chunk.t = 0;
       if (chunk.max > highest) highest = chunk.max;
       if (!near(chunk)) continue;
-      const int64_t next = std::min((c + 1) * kChunk, row.V);
       const int64_t ahead = c + 1 < end ? row.size(c + 1) * row.width() : 0;
-      kernels().sums(x, row.size(c), chunk.max, row.logits + next * row.width(), ahead, &chunk.s, &chunk.t);
+      kernels().sums(x, row.size(c), chunk.max, row.logits + (c + 1) * kChunk * row.width(), ahead, &chunk.s, &chunk.t);
     }
   }
   int64_t needed = 0;

@@ -62,8 +62,9 @@ struct RowParameters {
 // Are the row's statistics those of another distribution than softmax(x)?
 bool reshaped(const Row& row, const RowParameters& parameters);
 
-// Fills chunks[begin, end): the maxima, and with `sums` the sums that count.
-void chunk_statistics(const Row& row, int64_t begin, int64_t end, bool sums, Scratch& scratch, ChunkStats* chunks);
+// Fills chunks[begin, end): the maxima, and with `sums` the sums that count. `next` is what the thread reads afterwards, if known.
+void chunk_statistics(const Row& row, int64_t begin, int64_t end, bool sums, Scratch& scratch, ChunkStats* chunks,
+                      const char* next = nullptr);
 
 // The lowest kept logit under top-k and top-p; -inf when neither applies. filters.cpp
 float lowest_kept(const Row& row, const RowStats& stats, const RowParameters& parameters, const ChunkStats* chunks,

@@ -74,7 +74,8 @@ class Scorer {
       for (size_t i = size_t(thread); i < live_.size(); i += size_t(team)) {
         const Row r = row(live_[i]);
         const RowParameters p = parameters(live_[i]);
-        chunk_statistics(r, 0, r.chunks(), !reshaped(r, p), scratch, scratch.chunks.data());
+        const char* next = i + size_t(team) < live_.size() ? row(live_[i + size_t(team)]).logits : nullptr;
+        chunk_statistics(r, 0, r.chunks(), !reshaped(r, p), scratch, scratch.chunks.data(), next);
         put(live_[i], finish_row(r, p, scratch.chunks.data(), scratch, 1));
       }
     });

@@ -12,6 +12,7 @@ from torch import Tensor
 
 PATH = Path(__file__).with_name("_dlmk_cpu.so")
 ABI_VERSION = 1
+OUT_OF_MEMORY, OUT_OF_RANGE = 1, 2  # DlmkStatus
 OPENMP_FUNCTIONS = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
 
 
@@ -79,13 +80,22 @@ def library() -> ctypes.CDLL:
 
 
 def check(status: int) -> None:
-    if status:
+    if status == OUT_OF_MEMORY:
         raise MemoryError("dlm_kernels: the CPU kernels ran out of memory")
 
 
 def rows(tensor: Tensor | None) -> tuple[int, int, int]:
     """A [B, L] argument as `DlmkRows`: address and strides; zeros when absent."""
     return (0, 0, 0) if tensor is None else (tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
+
+
+def as_rows(tensor: Tensor) -> Tensor:
+    """[..., D] as [B, L, D] with a contiguous last dimension; a copy only where no view is one."""
+    if tensor.ndim < 3:
+        tensor = tensor[None, None] if tensor.ndim == 1 else tensor[None]
+    elif tensor.ndim > 3:
+        tensor = tensor.flatten(0, -3)
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def pack(values: list[int]) -> ctypes.Array:

@@ -10,7 +10,10 @@ import pytest
 from dlm_kernels.dispatch import backend_status
 
 HERE = Path(__file__).parent
-FILES = ["test_score_tokens.py", "test_select_positions.py", "test_denoise_step.py", "test_rng.py"]
+FILES = [
+    *("test_score_tokens.py", "test_select_positions.py", "test_denoise_step.py", "test_rng.py"),
+    *("test_nearest_embedding.py", "test_topk_kl.py", "test_cosine_rows.py"),
+]
 
 
 def run(isa, *command):

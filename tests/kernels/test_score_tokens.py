@@ -320,6 +320,21 @@ def test_nucleus_ends_where_its_mass_reaches_p(backend):
     assert scores.confidence.tolist() == [1.0, 0.5]
 
 
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.95, 0.9999])
+def test_nucleus_where_the_beginnings_of_chunks_mislead(fast_backend, share):
+    """A kernel may guess the boundary from a few entries, here likelier or less likely than the rest, but not end there."""
+    x = torch.randn(4, 40_000)
+    special = torch.arange(40_000) % 2048 < 64
+    x[0, special] += 6
+    x[1, special] -= 6
+    x[2] = x[2].round()
+    x[3] = x[3].sort().values
+    options = {"temperature": 1.0, "top_p": share, "confidence": "sampling"}
+    got, wanted = (score_tokens(x, **options, backend=name) for name in (fast_backend, "reference"))
+    assert_equal("token", got.token, wanted.token)
+    assert_no_worse("logsumexp", got.logsumexp, wanted.logsumexp, wanted.logsumexp)  # of the kept entries
+
+
 def test_every_bit_of_the_noise_counts(backend):
     """Two candidates a row whose noised values are equal or a bit apart: noise off by one bit changes many tokens."""
     rows, vocabulary, low, high = 30_000, 64, 5, 38
