@@ -10,10 +10,21 @@ import pytest
 from dlm_kernels.dispatch import backend_status
 
 HERE = Path(__file__).parent
-FILES = [
-    *("test_score_tokens.py", "test_select_positions.py", "test_denoise_step.py", "test_rng.py"),
-    *("test_nearest_embedding.py", "test_topk_kl.py", "test_cosine_rows.py"),
+OPS = [
+    "score_tokens",
+    "select_positions",
+    "denoise_step",
+    "rng",
+    "absorbing_step",
+    "uniform_step",
+    "score_entropy_step",
+    "revoke",
+    "gaussian_step",
+    "nearest_embedding",
+    "topk_kl",
+    "cosine_rows",
 ]
+FILES = [f"test_{op}.py" for op in OPS]
 
 
 def run(isa, *command):
