@@ -15,6 +15,7 @@ from dlm_kernels.rng import keyed_uniform
 from dlm_kernels.rows_changed import rows_changed
 from dlm_kernels.scatter_rows import scatter_rows_
 from dlm_kernels.score_entropy_step import score_entropy_step_
+from dlm_kernels.score_hidden import score_hidden
 from dlm_kernels.score_tokens import score_tokens
 from dlm_kernels.select_positions import select_positions
 from dlm_kernels.topk_kl import topk_kl
@@ -44,6 +45,7 @@ __all__ = [
     "rows_changed",
     "scatter_rows_",
     "score_entropy_step_",
+    "score_hidden",
     "score_tokens",
     "select_positions",
     "topk_kl",

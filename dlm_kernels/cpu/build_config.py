@@ -7,6 +7,8 @@ SOURCES = [
     "csrc/cpu/filters.cpp",
     "csrc/cpu/score.cpp",
     "csrc/cpu/select.cpp",
+    "csrc/cpu/hidden.cpp",
+    "csrc/cpu/hidden_filters.cpp",
     "csrc/cpu/kernels_scalar.cpp",
     "csrc/cpu/kernels_avx2.cpp",
     "csrc/cpu/kernels_avx512.cpp",
