@@ -1,8 +1,8 @@
-"""LM head and scores in pieces of the vocabulary, on one process or several. See reference/score_hidden.py and csrc/cpu/hidden.h.
+"""LM head and scores in pieces of the vocabulary, in one process or several. See csrc/cpu/hidden.h.
 
-One pass over the pieces gives the statistics and, for rows without filters, the token. top-k and top-p take further passes, each
-of them the whole matrix product again, only where their boundary is not among the highest entries that the first pass keeps:
-one where the nucleus is long or ends in ties, up to four more where it is longer than what is kept.
+One pass over the pieces gives the statistics and, for rows without filters, the token. Rows with top-k or top-p take further
+passes, each of them the whole matrix product again, only where their boundary is not among the highest entries that the first
+pass keeps: one where the nucleus is long or ends in ties, up to four more a filter where it is longer than what is kept.
 """
 
 from __future__ import annotations
