@@ -15,8 +15,10 @@ from dlm_kernels.rng import keyed_uniform
 from dlm_kernels.rows_changed import rows_changed
 from dlm_kernels.scatter_rows import scatter_rows_
 from dlm_kernels.score_entropy_step import score_entropy_step_
+from dlm_kernels.score_hidden import score_hidden
 from dlm_kernels.score_tokens import score_tokens
 from dlm_kernels.select_positions import select_positions
+from dlm_kernels.tensor_parallel import score_hidden_parallel
 from dlm_kernels.topk_kl import topk_kl
 from dlm_kernels.uniform_step import uniform_step_
 
@@ -44,6 +46,8 @@ __all__ = [
     "rows_changed",
     "scatter_rows_",
     "score_entropy_step_",
+    "score_hidden",
+    "score_hidden_parallel",
     "score_tokens",
     "select_positions",
     "topk_kl",

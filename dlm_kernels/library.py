@@ -28,6 +28,10 @@ RULES = "Tensor? quota, Tensor? threshold, Tensor? factor, Tensor? entropy_bound
 
 SCHEMAS = {
     "score_tokens": f"(Tensor logits, {SCORING}, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "score_hidden": (
+        f"(Tensor hidden, Tensor weight, Tensor? bias, {SCORING}, bool round_logits, bool batch_invariant, str backend) "
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    ),
     "select_positions": (
         f"(Tensor score, Tensor eligible, {RULES}, Tensor? entropy, Tensor at_least, bool strict, str backend) -> Tensor"
     ),
@@ -147,6 +151,7 @@ def _fake_gather_rows(source: Tensor, positions: Tensor, *_: Any) -> Tensor:
 
 FAKES: dict[str, Callable[..., Any]] = {
     "score_tokens": _fake_score_tokens,
+    "score_hidden": _fake_score_tokens,
     "select_positions": _fake_select_positions,
     "commit_": _fake_nothing,
     "denoise_step_": _fake_denoise_step_,

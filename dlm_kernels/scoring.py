@@ -79,8 +79,12 @@ def normalise(
     eligible: Any,
     confidence: Any,
     filter_order: Any,
+    vocabulary: int | None = None,
 ) -> Scoring:
-    """Checks the arguments against logits of row shape `shape`; per-row tensors come out in that shape."""
+    """Checks the arguments against logits of row shape `shape`; per-row tensors come out in that shape.
+
+    Where there are no logits, any tensor on their device, and their `vocabulary`.
+    """
     if eligible is not None:
         arguments.tensor("eligible", eligible, (torch.bool,), shape)
         arguments.same_device("eligible", eligible, logits)
@@ -89,7 +93,7 @@ def normalise(
         arguments.integers("top_k", top_k, shape, logits, low=0),
         arguments.floats("top_p", top_p, shape, logits, above=0.0, at_most=1.0),
         *arguments.keys(seed, row_ids, step, shape, logits),
-        arguments.vocabulary_ids("suppress_ids", suppress_ids, logits.shape[-1], logits),
+        arguments.vocabulary_ids("suppress_ids", suppress_ids, vocabulary or logits.shape[-1], logits),
         eligible,
         arguments.choice("confidence", confidence, CONFIDENCES) == "sampling",
         arguments.choice("filter_order", filter_order, FILTER_ORDERS) == "top_p_first",

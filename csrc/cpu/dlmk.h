@@ -122,6 +122,22 @@ struct DlmkGaussianArgs {
   int64_t threads;
 };
 
+// Rows whose logits come in pieces of the vocabulary; hidden.h describes the state. Addresses of contiguous arrays of R.
+struct DlmkHiddenArgs {
+  int64_t R, V, threads, sampling_confidence, top_p_first;
+  int64_t temperature, top_k, top_p, seed, row_ids, step;  // float, int64, float, int64, int64, int64
+  int64_t suppress_ids, suppress_count;                    // int64 [S], ascending
+  int64_t parts, held, held_count, held_size;              // double [R, 5], 8 bytes [R, held_size], int32 [R]
+  int64_t contenders, todo, keep, search, bins, winners;   // int32 [R, 25], int32 [R], float [R], int64 [R, 4], int64 [R, 256],
+                                                           // double [R, 5]; search and bins: 0 if no row is filtered
+  int64_t token, confidence, margin, entropy, logsumexp;   // outputs
+};
+
+// Logits [R, n] of the vocabulary from `first` on; the last dimension is contiguous.
+struct DlmkPiece {
+  int64_t logits, dtype, stride, first, n;
+};
+
 int dlmk_abi_version();
 // "scalar", "avx2" or "avx512": what the processor offers, unless DLM_KERNELS_CPU_ISA asked for less.
 const char* dlmk_isa();
@@ -144,6 +160,17 @@ int dlmk_uniform_step(const DlmkScoreArgs* score, const DlmkUniformArgs* args);
 int dlmk_score_entropy_step(const DlmkScoreEntropyArgs* args);
 int dlmk_revoke(const DlmkRevokeArgs* args);
 int dlmk_gaussian_step(const DlmkGaussianArgs* args);
+// In this order. Every piece of the vocabulary goes through read(); then, if what returns a number of rows returned one, through
+// weigh() and descend() again until it is 0, and through draw().
+int dlmk_hidden_read(const DlmkHiddenArgs* args, const DlmkPiece* piece);
+int dlmk_hidden_merge(const DlmkHiddenArgs* args, const void* parts, const void* held, const int32_t* held_count);
+int dlmk_hidden_filter(const DlmkHiddenArgs* args, int64_t* searching);
+int dlmk_hidden_weigh(const DlmkHiddenArgs* args, const DlmkPiece* piece);  // adds to bins
+int dlmk_hidden_descend(const DlmkHiddenArgs* args, int64_t* searching);
+int dlmk_hidden_settle(const DlmkHiddenArgs* args, int64_t* unsettled);
+int dlmk_hidden_draw(const DlmkHiddenArgs* args, const DlmkPiece* piece);
+int dlmk_hidden_merge_winners(const DlmkHiddenArgs* args, const void* winners);
+int dlmk_hidden_finish(const DlmkHiddenArgs* args);
 void dlmk_keyed_uniform(const int64_t* seed, const int64_t* row_ids, const int64_t* step, int64_t n, int64_t stream,
                         float* out);
 // DLMK_OUT_OF_RANGE: an id of before_ids is not in [0, V).

@@ -14,6 +14,8 @@ SOURCES = [
     "csrc/cpu/score_entropy.cpp",
     "csrc/cpu/revoke.cpp",
     "csrc/cpu/gaussian.cpp",
+    "csrc/cpu/hidden.cpp",
+    "csrc/cpu/hidden_filters.cpp",
     "csrc/cpu/kernels_scalar.cpp",
     "csrc/cpu/kernels_avx2.cpp",
     "csrc/cpu/kernels_avx512.cpp",

@@ -1,0 +1,192 @@
+"""LM head and scores in pieces of the vocabulary, in one process or several. See csrc/cpu/hidden.h.
+
+One pass over the pieces gives the statistics and, for rows without filters, the token. Rows with top-k or top-p take further
+passes, each of them the whole matrix product again, only where their boundary is not among the highest entries that the first
+pass keeps: one where the nucleus is long or ends in ties, up to four more a filter where it is longer than what is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from ctypes import addressof, c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from dlm_kernels.cpu.library import check, library, pack
+from dlm_kernels.cpu.score_tokens import DTYPES
+from dlm_kernels.lm_head import Head
+from dlm_kernels.results import TokenScores
+
+HELD = 512  # entries of a row with top-p that are kept from the first pass
+MOST_HELD = 2048  # with top-k; a larger k is searched for
+CONTENDER_INTS, SEARCH_INTS, BINS = 25, 4, 256  # sizes of the structs in hidden.h
+
+
+class Rows:
+    """The state of rows whose vocabulary is read in pieces, and the passes over it."""
+
+    def __init__(
+        self,
+        head: Head,
+        vocabulary: int,  # of all shards
+        start: int,  # where the head's part begins
+        temperature: Tensor,  # this and the next five [R]
+        top_k: Tensor,
+        top_p: Tensor,
+        seed: Tensor,
+        row_ids: Tensor,
+        step: Tensor,
+        suppress_ids: Tensor | None,
+        sampling_confidence: bool,
+        top_p_first: bool,
+    ) -> None:
+        self.head, self.start = head, start
+        rows = head.rows
+        by_k = (top_k > 0) & (top_k < vocabulary)
+        by_p = ~(top_p >= 1)
+        sampled = temperature > 0
+        filtered = (by_k | by_p) & (sampled | sampling_confidence)
+        self.any_filtered = bool(filtered.any())
+        self.any_drawn = self.any_filtered or bool(sampled.any())
+        held = 0
+        if self.any_filtered:
+            # One more than k, so that the k-th is known to be above all that is not kept.
+            held = min(int(top_k.masked_fill(~(by_k & filtered), 0).amax()) + 1, MOST_HELD)
+            held = max(held, HELD) if bool((by_p & filtered).any()) else held
+        searched = rows if self.any_filtered else 0
+        self.parts = torch.tensor([-math.inf, -1.0, -math.inf, 0.0, 0.0], dtype=torch.float64).repeat(rows, 1)
+        self.held = torch.empty((rows, held, 2), dtype=torch.int32)
+        self.held_count = torch.zeros(rows, dtype=torch.int32)
+        self.contenders = torch.zeros((rows, CONTENDER_INTS), dtype=torch.int32)
+        self.todo = torch.zeros(rows, dtype=torch.int32)
+        self.keep = torch.empty(rows)
+        self.search = torch.empty((searched, SEARCH_INTS), dtype=torch.int64)
+        self.bins = torch.zeros((searched, BINS), dtype=torch.int64)
+        self.winners = torch.empty((rows, 5), dtype=torch.float64)
+        self.results = TokenScores(
+            torch.empty(rows, dtype=torch.int64), *(torch.empty(rows) for _ in TokenScores._fields[1:])
+        )
+        parameters = [value.contiguous() for value in (temperature, top_k, top_p, seed, row_ids, step)]
+        suppressed = None if suppress_ids is None else suppress_ids.sort().values
+        fields = [
+            *(rows, vocabulary, torch.get_num_threads(), sampling_confidence, top_p_first),
+            *(value.data_ptr() for value in parameters),
+            *((0, 0) if suppressed is None else (suppressed.data_ptr(), suppressed.numel())),
+            *(self.parts.data_ptr(), self.held.data_ptr(), self.held_count.data_ptr(), held),
+            *(self.contenders.data_ptr(), self.todo.data_ptr(), self.keep.data_ptr(), self.search.data_ptr()),
+            *(self.bins.data_ptr(), self.winners.data_ptr(), *(value.data_ptr() for value in self.results)),
+        ]
+        self._arguments = pack(fields)
+        self._alive = (parameters, suppressed)
+
+    def call(self, name: str, *addresses: int) -> None:
+        check(getattr(library(), f"dlmk_hidden_{name}")(self._arguments, *map(c_void_p, addresses)))
+
+    def count(self, name: str) -> int:
+        """A step that says for how many rows something is left."""
+        left = c_int64()
+        self.call(name, addressof(left))
+        return left.value
+
+    def over_pieces(self, name: str) -> None:
+        """A pass over the vocabulary: the matrix product, and `name` of each piece."""
+        for first, logits in self.head.pieces():
+            start, size = self.start + first, logits.shape[1]
+            piece = pack([logits.data_ptr(), DTYPES[logits.dtype], logits.stride(0), start, size])
+            self.call(name, addressof(piece))
+
+    def merge(self, parts: list[Tensor], held: list[Tensor], counts: list[Tensor]) -> None:
+        """The state of all shards, in place of this one's own. The same order everywhere gives every shard the same bits."""
+        for mine, all_shards in ((self.parts, parts), (self.held, held), (self.held_count, counts)):
+            mine.copy_(all_shards[0])
+        for shard in zip(parts[1:], held[1:], counts[1:], strict=True):
+            self.call("merge", *(value.data_ptr() for value in shard))
+
+    def merge_winners(self, winners: list[Tensor]) -> None:
+        self.winners.copy_(winners[0])
+        for shard in winners[1:]:
+            self.call("merge_winners", shard.data_ptr())
+
+
+Gather = Callable[[Tensor], list[Tensor]]
+
+
+def score_rows(rows: Rows, gather: Gather | None = None) -> TokenScores:
+    """The scores of all rows. `gather` gives a tensor of every shard, in one order for all; without it there is one shard."""
+    rows.over_pieces("read")
+    if gather is not None:
+        rows.merge(*(gather(value) for value in (rows.parts, rows.held, rows.held_count)))
+    if rows.any_filtered:
+        searching = rows.count("filter")
+        while searching:
+            rows.over_pieces("weigh")
+            if gather is not None:
+                rows.bins.copy_(torch.stack(gather(rows.bins)).sum(0))
+            searching = rows.count("descend")
+    if rows.any_drawn:
+        if rows.count("settle"):
+            rows.over_pieces("draw")
+        if gather is not None:
+            rows.merge_winners(gather(rows.winners))
+    rows.call("finish")
+    return rows.results
+
+
+def score_shard(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    vocabulary: int,
+    start: int,
+    per_row: tuple[Tensor, ...],
+    suppress_ids: Tensor | None,
+    eligible: Tensor | None,
+    sampling_confidence: bool,
+    top_p_first: bool,
+    round_logits: bool,
+    batch_invariant: bool,
+    gather: Gather | None = None,
+) -> TokenScores:
+    """Scores [R] of the vocabulary of which `weight` holds the part from `start` on."""
+    live = None if eligible is None else eligible.nonzero()[:, 0]
+    if live is not None:
+        hidden, per_row = hidden[live], tuple(value[live] for value in per_row)
+    head = Head(hidden, weight, bias, round_logits, batch_invariant)
+    rows = Rows(head, vocabulary, start, *per_row, suppress_ids, sampling_confidence, top_p_first)
+    scores = score_rows(rows, gather)
+    if eligible is None:
+        return scores
+    skipped = TokenScores(0, 0.0, 0.0, 0.0, -math.inf)
+    return TokenScores(
+        *(
+            value.new_full(eligible.shape, fill).index_copy_(0, live, value)
+            for value, fill in zip(scores, skipped, strict=True)
+        )
+    )
+
+
+def score_hidden(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    seed: Tensor,
+    row_ids: Tensor,
+    step: Tensor,
+    suppress_ids: Tensor | None,
+    eligible: Tensor | None,
+    sampling_confidence: bool,
+    top_p_first: bool,
+    round_logits: bool,
+    batch_invariant: bool,
+) -> TokenScores:
+    """(token, confidence, margin, entropy, logsumexp), each [R]. Rows that are not eligible are not computed."""
+    per_row = (temperature, top_k, top_p, seed, row_ids, step)
+    return score_shard(
+        hidden, weight, bias, weight.shape[0], 0, per_row, suppress_ids, eligible, sampling_confidence, top_p_first,
+        round_logits, batch_invariant,
+    )  # fmt: skip
