@@ -127,8 +127,8 @@ def markdown() -> str:
 
 INTRODUCTION = """# What the ops cost at least
 
-Written by `dlm-bench roofline --out docs/roofline.md`; a test keeps it current. **Everything on this page is computed, nothing
-is measured**, and no kernel reaches it: it says what the best possible kernel would need, so that a measured time can be judged.
+Written by `dlm-bench roofline --out docs/roofline.md`; a test keeps it current. **Everything on this page is computed,
+nothing is measured**, and no kernel reaches it: it says what the best possible kernel would need, to judge a measured time by.
 
 Formulas (`dlm_kernels/roofline.py`, one function per op, tested against hand counts and against the tensors that the operators
 are given):
@@ -138,8 +138,8 @@ are given):
 - operations: 7 per logit for the statistics; 33 more with noise (a quarter of a Philox call, two logarithms, what goes with
   them); an exponential or a logarithm counts as one. Matrix products 2 R V D, on the matrix units.
 - expected time = max(bytes / bandwidth, operations / fp32 peak, matrix operations / bf16 peak). Launches (some microseconds
-  each), caches, clocks below the peak and exponentials at a quarter or less of the rate of additions are left out, so small ops
-  cost what a launch costs, and noise may well cost more than the memory.
+  each), caches, peaks that count fused multiply-adds twice, and exponentials at a quarter of their rate are left out: small ops
+  cost what a launch costs, and noise costs more than it says here.
 """
 
 
