@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,11 @@ from dlm_benches.kernels import measure, report
 from dlm_benches.kernels.cases import Dtype, Sizes
 from dlm_kernels.dispatch import BACKENDS, require
 from dlm_kernels.errors import BackendUnavailableError
+
+
+class Clock(str, Enum):
+    wall = "wall"
+    cpu = "cpu"
 
 
 def kernels(
@@ -29,6 +35,9 @@ def kernels(
     dtype: Annotated[list[Dtype] | None, typer.Option(help="Default: the op's own choice.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: torch's.")] = None,
     compile_: Annotated[bool, typer.Option("--compile/--no-compile", help="Time torch.compile as well.")] = True,
+    clock: Annotated[
+        Clock, typer.Option(help="cpu, with --threads 1: on a machine that others use, what a quiet one would show.")
+    ] = Clock.wall,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
 ) -> None:
     """Times ops on every backend against eager PyTorch, published steps, torch.compile and one read of their inputs."""
@@ -42,6 +51,8 @@ def kernels(
             require(name)
         except BackendUnavailableError as error:
             raise typer.BadParameter(str(error), param_hint="--backend") from None
+    if clock is Clock.cpu and threads != 1:
+        raise typer.BadParameter("sums the threads' times: give --threads 1 with it", param_hint="--clock cpu")
     if threads is not None:
         torch.set_num_threads(threads)
     sizes = Sizes(rows, vocab, [choice.value for choice in dtype] if dtype else None)
@@ -50,10 +61,11 @@ def kernels(
         measure.all_cases(op or measure.OPS, sizes),
         backend,
         compile_,
+        clock.value,
         show=lambda result: console.print(report.table_of(result)),
     )
     if json_file is not None:
-        report.write(json_file, results)
+        report.write(json_file, results, clock.value)
 
 
 def compare(

@@ -16,7 +16,7 @@ from rich.table import Table
 from dlm_benches.kernels.cases import title
 from dlm_benches.kernels.report import load
 
-ENVIRONMENT = ("cpu", "instruction_set", "cores", "threads", "gpu", "python", "versions")
+ENVIRONMENT = ("cpu", "instruction_set", "cores", "threads", "clock", "gpu", "python", "versions")
 
 
 class Change(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,9 @@ def all_cases(ops: Sequence[str], sizes: Sizes) -> list[Case]:
     return [case for op in ops for case in FAMILIES[op].cases(op, sizes)]
 
 
-def run_case(case: Case, backends: Sequence[str] | None = None, compile_: bool = True) -> dict[str, Any]:
+def run_case(
+    case: Case, backends: Sequence[str] | None = None, compile_: bool = True, clock: str = "wall"
+) -> dict[str, Any]:
     """Figures of every candidate, JSON-able. Raises AssertionError when one disagrees with the op's specification."""
     work = FAMILIES[case.op].build(case, compile_)
     ours = ours_by_backend(case.op, work.traffic, backends)
@@ -31,7 +33,7 @@ def run_case(case: Case, backends: Sequence[str] | None = None, compile_: bool =
     }
     candidates[READ] = lambda: work.read.sum(-1)
     candidates |= {name: rival.run for name, rival in work.rivals.items()}
-    times = interleave(candidates, work.restore)
+    times = interleave(candidates, work.restore, clock=clock)
     peaks = {name: memory(candidate, work.restore) for name, candidate in candidates.items()}
     work.restore()
     return {
@@ -90,12 +92,16 @@ def figures(times: dict[str, list[float]], name: str, ours: str, work: Workload)
 
 
 def run(
-    cases: Sequence[Case], backends: Sequence[str] | None, compile_: bool, show: Any = lambda result: None
+    cases: Sequence[Case],
+    backends: Sequence[str] | None,
+    compile_: bool,
+    clock: str,
+    show: Callable[[dict[str, Any]], None],
 ) -> list[dict[str, Any]]:
     """The cases one after the other; `show` sees each result as it comes."""
     results = []
     with torch.inference_mode():
         for case in cases:
-            results.append(run_case(case, backends, compile_))
+            results.append(run_case(case, backends, compile_, clock))
             show(results[-1])
     return results

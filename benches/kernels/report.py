@@ -57,9 +57,9 @@ def _megabytes(size: int | None) -> str:
     return "" if size is None else f"{size / 1e6:.2f}"
 
 
-def write(path: Path, results: list[dict[str, Any]]) -> None:
+def write(path: Path, results: list[dict[str, Any]], clock: str) -> None:
     """Whole or not at all."""
-    document = {"schema": SCHEMA, "environment": environment(), "results": results}
+    document = {"schema": SCHEMA, "environment": {**environment(), "clock": clock}, "results": results}
     partial = path.with_name(path.name + ".partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
     partial.write_text(json.dumps(document, indent=1) + "\n")
