@@ -12,7 +12,7 @@ import typer
 from dlm_benches.kernels import compare as comparing
 from dlm_benches.kernels import measure, report
 from dlm_benches.kernels.cases import Dtype, Sizes
-from dlm_kernels.dispatch import BACKENDS, require
+from dlm_kernels.dispatch import BACKENDS, devices_of, has_kernel, require
 from dlm_kernels.errors import BackendUnavailableError
 
 
@@ -45,20 +45,18 @@ def kernels(
         if name not in measure.OPS:
             raise typer.BadParameter(f"{name!r} is not an op; there are {', '.join(measure.OPS)}", param_hint="--op")
     for name in backend or ():
-        if name not in BACKENDS:
-            raise typer.BadParameter(f"{name!r} is not one of {', '.join(BACKENDS)}", param_hint="--backend")
-        try:
-            require(name)
-        except BackendUnavailableError as error:
-            raise typer.BadParameter(str(error), param_hint="--backend") from None
+        _check_backend(name)
     if clock is Clock.cpu and threads != 1:
         raise typer.BadParameter("sums the threads' times: give --threads 1 with it", param_hint="--clock cpu")
     if threads is not None:
         torch.set_num_threads(threads)
     sizes = Sizes(rows, vocab, [choice.value for choice in dtype] if dtype else None)
     console = report.console()
+    ops = [name for name in op or measure.OPS if not backend or any(has_kernel(name, other) for other in backend)]
+    if not ops:
+        raise typer.BadParameter(f"{' and '.join(backend or ())} has none of these ops", param_hint="--backend")
     results = measure.run(
-        measure.all_cases(op or measure.OPS, sizes),
+        measure.all_cases(ops, sizes),
         backend,
         compile_,
         clock.value,
@@ -66,6 +64,17 @@ def kernels(
     )
     if json_file is not None:
         report.write(json_file, results, clock.value)
+
+
+def _check_backend(name: str) -> None:
+    if name not in BACKENDS:
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(BACKENDS)}", param_hint="--backend")
+    try:
+        require(name)
+    except BackendUnavailableError as error:
+        raise typer.BadParameter(str(error), param_hint="--backend") from None
+    if "cpu" not in (devices_of(name) or ("cpu",)):
+        raise typer.BadParameter(f"{name} takes no CPU tensors, and nothing else is timed here", param_hint="--backend")
 
 
 def compare(

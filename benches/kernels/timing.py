@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -116,7 +117,8 @@ def compiled(
         try:
             ready[name] = torch.compile(form, dynamic=dynamic)
             ready[name](*arguments)
-        except Exception:  # inductor needs a compiler and may fail in many ways
+        except Exception as error:  # inductor needs a compiler and may fail in many ways
+            print(f"torch.compile of {name!r} failed: {type(error).__name__}", file=sys.stderr)
             ready.pop(name, None)
     if len(ready) < 2:
         return next(iter(ready.items()), None)

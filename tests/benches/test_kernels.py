@@ -221,6 +221,7 @@ def test_the_command_writes_a_document(tmp_path, few_rounds):
         (["--op", "score"], "'score' is not an op; there are score_tokens"),
         (["--op", "commit_", "--clock", "cpu"], "give --threads 1"),
         (["--op", "commit_", "--backend", "gpu"], "'gpu' is not one of"),
+        (["--op", "nearest_embedding", "--backend", "numba"], "numba has none of these ops"),
         (["--op", "commit_", "--backend", "cuda"], "backend 'cuda' is not available"),
     ],
 )
