@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 export DLMK_BUILD ?= $(if $(shell command -v $(CXX) 2>/dev/null),require,auto)
 INPUTS := pyproject.toml setup.py dlm_kernels/cpu/build_config.py $(shell find csrc -type f -name '*.[hc]*' 2>/dev/null)
 
-.PHONY: demo test test-slow lint format build clean
+.PHONY: demo test test-slow bench lint format build clean
 
 demo: $(STAMP)
 	$(BIN)/dlm-bench demo
@@ -18,6 +18,11 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# One thread, no timing asserted. Compare two files with `pytest-benchmark compare A.json B.json`.
+bench: $(STAMP)
+	$(BIN)/python -m pytest benches/micro --benchmark-json=bench.json --benchmark-columns=median,iqr,rounds \
+	  --benchmark-sort=name --benchmark-disable-gc -q
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -42,4 +47,4 @@ build: $(STAMP)
 	$(BIN)/python -m build
 
 clean:
-	rm -rf build dist demo-out *.egg-info $(STAMP)
+	rm -rf build dist demo-out bench.json .benchmarks *.egg-info $(STAMP)

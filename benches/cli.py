@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from dlm_benches.kernels import kernels
+from dlm_benches.kernels.command import compare, kernels
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Demonstrations, training and benchmarks of dlm-kernels."
 )
 app.command()(kernels)
+app.command()(compare)
 
 
 @app.command()
@@ -29,6 +30,19 @@ def demo(
         run_demo(n or (1000 if full else 300), out, task)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+@app.command()
+def roofline(
+    out: Annotated[Path | None, typer.Option(help="Write the page here instead of printing it.")] = None,
+) -> None:
+    """Bytes, operations and expected times of every op on current GPUs: computed, not measured."""
+    from dlm_benches.roofline import markdown
+
+    if out is None:
+        print(markdown())
+    else:
+        out.write_text(markdown())
 
 
 @app.command()

@@ -10,11 +10,14 @@ from typing import Any
 
 import torch
 
+from dlm_kernels.cpu.library import isa
+from dlm_kernels.dispatch import backend_status
+
 
 def environment() -> dict[str, Any]:
     """JSON-able facts that a reader needs to judge or repeat a measurement: hardware, versions, threads."""
     versions = {}
-    for package in ("dlm-kernels", "torch", "numpy", "numba", "triton", "transformers"):
+    for package in ("dlm-kernels", "torch", "numpy", "numba", "triton", "transformers", "diffusers"):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -23,11 +26,17 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_name(),
+        "instruction_set": _instruction_set(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": versions,
     }
+
+
+def _instruction_set() -> str | None:
+    """The one that the C++ kernels use; None without them."""
+    return isa() if backend_status("cpu").available else None
 
 
 def _cpu_name() -> str:

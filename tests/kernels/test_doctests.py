@@ -3,7 +3,7 @@ from importlib import import_module
 
 import pytest
 
-MODULES = ("score_tokens", "select_positions", "commit", "denoise_step", "rng", "dispatch")
+MODULES = ("score_tokens", "select_positions", "commit", "denoise_step", "rng", "dispatch", "roofline")
 
 
 @pytest.mark.parametrize("name", MODULES)
