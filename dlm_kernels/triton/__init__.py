@@ -1,17 +1,19 @@
 """The Triton backend: a row of logits in tiles, shared by several programs where rows are few.
 
-An op file has, from top to bottom, the kernels, the function of the op's name (allocates outputs and scratch), `launch_<op>` (the
-same work into given outputs and scratch, without an allocation: what a CUDA graph captures), and `specimens()`.
+An op file has, from top to bottom, the kernels, the function of the op's name (allocates outputs and scratch),
+`launch_<op>` (the same work into given outputs and scratch, without an allocation: what a CUDA graph captures), and
+`specimens()`.
 
-`specimens()` is how kernels come under the resource gate (`dlm-bench resources`): it yields pairs (label, call), where `call()`
-runs the op on tensors of the "meta" device. The launches it makes are recorded (`runtime.recording`) and compiled ahead of time
-for every target with the very arguments, constants and warps of the real launch. Every kernel must appear in some specimen, with
-each logits dtype and each constant that changes what is compiled.
+`specimens()` is how kernels come under the resource gate (`dlm-bench resources`): it yields pairs (label, call), where
+`call()` runs the op on tensors of the "meta" device. The launches it makes are recorded (`runtime.recording`) and
+compiled ahead of time for every target with the very arguments, constants and warps of the real launch. Every kernel
+must appear in some specimen, with each logits dtype and each constant that changes what is compiled.
 
-Device code keeps to: `runtime.launch` for every launch (no multiply-add contraction, typed compile errors); int64 row offsets;
-`portable_math.widen` right after every load of logits; `tl.div_rn` and `tl.sqrt_rn`; at most 16 elements a thread
-(`runtime.warps`); built-in reductions; no NaN into `tl.max` and no `inf - inf`, so that the interpreter runs without warnings; no
-value read back, no atomics. What orders an fp32 sum may depend on the vocabulary, never on the number of rows.
+Device code keeps to: `runtime.launch` for every launch (no multiply-add contraction, typed compile errors); int64 row
+offsets; `portable_math.widen` right after every load of logits; `tl.div_rn` and `tl.sqrt_rn`; at most 16 elements a
+thread (`runtime.warps`); built-in reductions; no NaN into `tl.max` and no `inf - inf`, so that the interpreter runs
+without warnings; no value read back, no atomics. What orders an fp32 sum may depend on the vocabulary, never on the
+number of rows.
 """
 
 from __future__ import annotations

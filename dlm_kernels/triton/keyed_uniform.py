@@ -42,5 +42,5 @@ def launch_keyed_uniform(seed: Tensor, row_ids: Tensor, step: Tensor, stream: in
 
 
 def specimens() -> Iterator[tuple[str, Callable[[], object]]]:
-    keys = torch.zeros((3, 128, 32), dtype=torch.int64, device="meta")
-    yield "128 x 32", lambda: keyed_uniform(*keys, 1)
+    key = torch.zeros((128, 32), dtype=torch.int64, device="meta")
+    yield "128 x 32", lambda: keyed_uniform(key, key, key, 1)

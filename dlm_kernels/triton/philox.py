@@ -38,7 +38,7 @@ def interleave_four(w0, w1, w2, w3, ROWS: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def gumbel_noise(seed, row_ids, step, first, STREAM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Standard Gumbel noise of indices first ... first + BLOCK - 1 (a multiple of 4), fp32 [ROWS, BLOCK]; keys int64 [ROWS, 1]."""
+    """Standard Gumbel noise of indices `first` (a multiple of 4) and on, fp32 [ROWS, BLOCK]; keys int64 [ROWS, 1]."""
     blocks = first // 4 + tl.arange(0, BLOCK // 4)[None, :]
     w0, w1, w2, w3 = keyed_words(seed, row_ids, step, blocks, STREAM)
     return gumbel_from_uniform(uniform_from_word(interleave_four(w0, w1, w2, w3, ROWS, BLOCK)))

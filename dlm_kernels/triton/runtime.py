@@ -7,7 +7,6 @@ follows from the vocabulary alone; the number of rows decides only how many prog
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
