@@ -99,14 +99,15 @@ def recording() -> Iterator[list[Launch]]:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, **options: Any) -> None:
-    """Launches on the current stream of the first tensor's device. Raises KernelCompilationError if it does not compile."""
+    """Launches on the current stream of the first argument's device. Raises KernelCompilationError if it does not compile."""
     options |= {"num_warps": num_warps, "enable_fp_fusion": False}
     if 0 in grid:
         return
     if _recorded is not None:
         _recorded.append(Launch(kernel, arguments, options))
         return
-    device = next(a.device for a in arguments if isinstance(a, Tensor))
+    first = arguments[0]
+    device = first[0].device if isinstance(first, tuple) else first.device
     try:
         if device.type == "cuda" and device.index != torch.cuda.current_device():
             with torch.cuda.device(device):
