@@ -1,6 +1,6 @@
 """Rows of logits in tiles, and their statistics: what every kernel over a vocabulary shares.
 
-A program holds ROWS rows (one, unless the vocabulary is small) of BLOCK entries. The state of a tile is (m, i, m2, s, t): its
+A program holds ROWS rows (one, except in the interpreter) of BLOCK entries. The state of a tile is (m, i, m2, s, t): its
 maximum, that entry's index, the second maximum, s = sum e^(x - m), t = sum e^(x - m) (x - m). A tile with NaN has m = NaN and
 the first NaN's index; +inf entries count 1 each in s.
 """

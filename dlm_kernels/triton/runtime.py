@@ -28,8 +28,9 @@ AUTOTUNE_VARIABLE = "DLM_KERNELS_AUTOTUNE"
 
 TILE = 4096  # elements a program holds at a time: 8 warps with 16 a thread, the most that stays within the registers
 SMALLEST_BLOCK = 16
-MOST_ROWS = 32  # of a small vocabulary that share a tile
-INTERPRETED_ELEMENTS = 2**16  # the interpreter pays per operation, not per element
+# A GPU does a row per program, even a short one: more rows a tile take more registers for what is kept per row. The interpreter
+# pays per operation, not per element, and does many rows at a time.
+INTERPRETED_ELEMENTS = 2**16
 PROGRAMS_PER_MULTIPROCESSOR = 4
 MULTIPROCESSORS = 132  # assumed where there is no GPU to ask: H100's
 
@@ -48,7 +49,7 @@ class Tiling(NamedTuple):
 
 def tiling(vocabulary: int) -> Tiling:
     block = min(TILE, max(SMALLEST_BLOCK, triton.next_power_of_2(vocabulary)))
-    rows = INTERPRETED_ELEMENTS // block if INTERPRETED else min(MOST_ROWS, TILE // block)
+    rows = max(1, INTERPRETED_ELEMENTS // block) if INTERPRETED else 1
     return Tiling(rows, block, triton.cdiv(vocabulary, block))
 
 

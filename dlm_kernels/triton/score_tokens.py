@@ -314,3 +314,4 @@ def specimens() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "V=126464 bfloat16 plain", scores(126464, torch.bfloat16, False, False, False)
     yield "V=61 float32", scores(61, torch.float32, True, False, True)
     yield "V=50257 float32", scores(50257, torch.float32, False, False, False)
+    yield "V=1000 bfloat16", scores(1000, torch.bfloat16, True, False, True)

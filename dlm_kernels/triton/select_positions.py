@@ -202,8 +202,19 @@ def launch_select_positions(
 
 
 def specimens() -> Iterator[tuple[str, Callable[[], object]]]:
-    score = torch.empty((4, 1024), dtype=torch.float32, device="meta")
-    eligible = torch.empty((4, 1024), dtype=torch.bool, device="meta")
-    number, count = score[:, 0].contiguous(), torch.empty(4, dtype=torch.int64, device="meta")
+    def on(kind: torch.dtype, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=kind, device="meta")
+
+    score, eligible, tokens = on(torch.float32, 4, 1024), on(torch.bool, 4, 1024), on(torch.int64, 4, 1024)
+    number, count, commit = on(torch.float32, 4), on(torch.int64, 4), on(torch.int32, 4)
     yield "quota", lambda: select_positions(score, eligible, count, None, None, None, None, count, False)
-    yield "all rules", lambda: select_positions(score, eligible, count, number, number, number, score, count, True)
+    yield (
+        "half precision",
+        lambda: select_positions(score.bfloat16(), eligible, count, number, number, None, None, count, True),
+    )
+    every_rule = (eligible, count, number, number, number, score, count)
+    yield "all rules", lambda: select_positions(score, *every_rule, True)
+    yield "all rules, commit", lambda: launch_select_positions(
+        score, *every_rule, False, eligible, rank_scratch((4, 1024), score.device, True),
+        Commit(tokens, tokens, commit, commit), negate=True,
+    )  # fmt: skip
