@@ -37,6 +37,12 @@ def per_row(parameter, b, l, live, other):  # noqa: E741
 
 
 @triton.jit
+def row_pointers(logits, b, l):  # noqa: E741
+    """Pointers to rows of [B, L, V] (pointer, stride of b, stride of l); b and l are int64, so offsets beyond 2^31 are too."""
+    return logits[0] + b * logits[1] + l * logits[2]
+
+
+@triton.jit
 def any_of(flags):
     return tl.max(flags.to(tl.int32), 0) > 0
 

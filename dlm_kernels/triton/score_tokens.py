@@ -37,6 +37,7 @@ from dlm_kernels.triton.rows import (
     per_row,
     program_rows,
     relative,
+    row_pointers,
     store_state,
     tile_state,
 )
@@ -58,7 +59,7 @@ def summarise_kernel(
 ):  # fmt: skip
     r, b, l, live = program_rows(length, count, eligible, ROWS)  # noqa: E741
     if any_of(live):
-        row = logits[0] + b * logits[1] + l * logits[2]
+        row = row_pointers(logits, b, l)
         first = tl.program_id(1) * each
         for tile in range(first, tl.minimum(first + each, tiles)):
             x, v = load_tile(row, live, tile * BLOCK, vocabulary, suppress_ids, suppressed, BLOCK)
@@ -97,7 +98,7 @@ def merge_kernel(
     if not SAMPLING:
         uses_filters &= heat > 0.0
     cut = cut_of_filters(
-        logits[0] + b * logits[1] + l * logits[2], uses_filters, tl.where(uses_filters, m, 0.0),
+        row_pointers(logits, b, l), uses_filters, tl.where(uses_filters, m, 0.0),
         tl.where(heat > 0.0, heat, 1.0), per_row(top_k, b, l, live, 0), per_row(top_p, b, l, live, 1.0),
         vocabulary, suppress_ids, suppressed, tiles, states[0] + r * tiles, TOP_P_FIRST, SHIFT, BLOCK,
     )  # fmt: skip
@@ -139,7 +140,7 @@ def draw_kernel(
     """Puts (best noised value, its index) and, when SAMPLING, (m2, s, t) of what is kept in the place of the tiles' states."""
     r, b, l, live, sampled, m, heat = drawing_rows(eligible, temperature, summary, length, count, SAMPLING, ROWS)  # noqa: E741
     if any_of(live):
-        row = logits[0] + b * logits[1] + l * logits[2]
+        row = row_pointers(logits, b, l)
         cut = tl.load(summary[2] + r, mask=live, other=0)
         top = tl.load(token + r, mask=live, other=0)  # until `finish` the index of the maximum
         keys = per_row(seed, b, l, live, 0)[:, None]
@@ -179,7 +180,7 @@ def finish_kernel(
         best, index, m2, s, t = load_states(states, r, tiles, live, TILES)
         winner = tl.min(tl.where(best == tl.max(best, 1)[:, None], index, NOWHERE), 1).to(tl.int64)
         winner = tl.where(sampled, winner, tl.load(token + r, mask=live, other=0))
-        x = widen(tl.load(logits[0] + b * logits[1] + l * logits[2] + winner, mask=live, other=0.0))
+        x = widen(tl.load(row_pointers(logits, b, l) + winner, mask=live, other=0.0))
         if SAMPLING:
             total = tl.where(live, tl.sum(s, 1), 1.0)
             log_total = portable_math.log(total)
