@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 export DLMK_BUILD ?= $(if $(shell command -v $(CXX) 2>/dev/null),require,auto)
 INPUTS := pyproject.toml setup.py dlm_kernels/cpu/build_config.py $(shell find csrc -type f -name '*.[hc]*' 2>/dev/null)
 
-.PHONY: demo test test-slow bench lint format build clean
+.PHONY: demo test test-slow bench resources lint format build clean
 
 demo: $(STAMP)
 	$(BIN)/dlm-bench demo
@@ -23,6 +23,10 @@ test-slow: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m pytest benches/micro --benchmark-json=bench.json --benchmark-columns=median,iqr,rounds \
 	  --benchmark-sort=name --benchmark-disable-gc -q
+
+# GPU kernels compiled ahead of time, compared with benches/results/resources.json; needs no GPU.
+resources: $(STAMP)
+	$(BIN)/dlm-bench resources --check
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
