@@ -67,8 +67,8 @@ class Stepper {
     return best.index;
   }
 
-  // Maxima of the chunks and of the row, and the sum of the scores if the step has a use for it. False: some score is NaN or might
-  // overflow.
+  // Maxima of the chunks and of the row, and the sum of the scores if the step has a use for it. False: some score is NaN or
+  // might overflow.
   bool read(const Row& row, Scratch& scratch, float* m, double* sum) const {
     const Sampling plain = {0, 1, -INFINITY, {}};
     for (int64_t c = 0; c < row.chunks(); ++c) {
