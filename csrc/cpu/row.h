@@ -69,6 +69,9 @@ bool reshaped(const Row& row, const RowParameters& parameters);
 void chunk_statistics(const Row& row, int64_t begin, int64_t end, bool sums, Scratch& scratch, ChunkStats* chunks,
                       const char* next = nullptr);
 
+// Sorts indices of chunks by their maxima: what can win is found early, and what cannot comes last.
+void highest_first(const ChunkStats* chunks, std::vector<int64_t>& order);
+
 // The lowest kept logit under top-k and top-p; -inf when neither applies. filters.cpp
 float lowest_kept(const Row& row, const RowStats& stats, const RowParameters& parameters, const ChunkStats* chunks,
                   Scratch& scratch);

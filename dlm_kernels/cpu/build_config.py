@@ -20,17 +20,11 @@ SOURCES = [
     "csrc/cpu/kernels_avx2.cpp",
     "csrc/cpu/kernels_avx512.cpp",
 ]
-# No contraction: the arithmetic that decides tokens must round the same way in every backend. Nobody looks at the floating-point
-# exception flags, and without them loops with a choice in them become vectors; no result changes.
-FLAGS = [
-    "-std=c++17",
-    "-O3",
-    "-fPIC",
-    "-fvisibility=hidden",
-    "-ffp-contract=off",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-]
+# No contraction: the arithmetic that decides tokens must round the same way in every backend.
+FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"]
+# Nobody looks at errno or at floating-point exceptions: without them, loops with a choice in them become
+# vectors. No result changes.
+FLAGS += ["-fno-math-errno", "-fno-trapping-math"]
 FLAGS_OF: dict[str, list[str]] = {}
 if platform.machine().lower() in ("x86_64", "amd64"):
     # Each variant is entered only where the processor has its instructions; elsewhere these files are empty.
