@@ -37,4 +37,14 @@ DLMK_FN Words keyed_words(const DrawKey& key, uint32_t stream, uint32_t block) {
   return philox(counter, uint32_t(key.seed), uint32_t(key.seed >> 32));
 }
 
+// One uniform number per key: the draw of index 0 of a stream.
+DLMK_FN float keyed_uniform(const DrawKey& key, uint32_t stream) {
+  return uniform_from_word(keyed_words(key, stream, 0).w[0]);
+}
+
+// The noise of vocabulary entry v.
+DLMK_FN float keyed_gumbel(const DrawKey& key, int64_t v) {
+  return gumbel_from_word(keyed_words(key, kGumbelStream, uint32_t(v >> 2)).w[v & 3]);
+}
+
 }  // namespace dlmk
