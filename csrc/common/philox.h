@@ -44,7 +44,10 @@ DLMK_FN float keyed_uniform(const DrawKey& key, uint32_t stream) {
 
 // The noise of vocabulary entry v.
 DLMK_FN float keyed_gumbel(const DrawKey& key, int64_t v) {
-  return gumbel_from_word(keyed_words(key, kGumbelStream, uint32_t(v >> 2)).w[v & 3]);
+  const Words words = keyed_words(key, kGumbelStream, uint32_t(v >> 2));
+  // Shifts, as an index that is not known at compile time would put the words into memory.
+  const uint64_t low = words.w[0] | uint64_t(words.w[1]) << 32, high = words.w[2] | uint64_t(words.w[3]) << 32;
+  return gumbel_from_word(uint32_t((v & 2 ? high : low) >> (v & 1) * 32));
 }
 
 }  // namespace dlmk
