@@ -68,6 +68,10 @@ struct CommitArguments {
   DlmkRows tokens, proposal, selected;
 };
 
+struct UniformArguments {
+  int64_t count, stream, seed, row_ids, step, out;  // int64 [count], three times, and float [count]
+};
+
 constexpr int kMostDims = 4;
 
 // Rows of units, 1 to 16 bytes each, with strides in units; a row has up to kMostDims dimensions, the first one outermost.

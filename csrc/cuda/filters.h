@@ -41,14 +41,26 @@ DLMK_BLOCK_FN uint32_t radix_select(Block& block, ScoreShared& shared, const Log
         }
       });
     }
-    for (int digit = 0; digit < kDigits; ++digit) {
-      const uint64_t sum = block.reduce(shared.weights[digit][block.rank()], Sum());
-      if (block.rank() == 0) shared.totals[digit] = sum;
-      if (shift == top) total += sum;
+    block.sync();
+    for (int i = block.rank(); i < kDigits * kDigits; i += block.size()) {
+      uint64_t sum = 0;
+      for (int column = i % kDigits; column < block.size(); column += kDigits) sum += shared.weights[i / kDigits][column];
+      shared.sums[i / kDigits][i % kDigits] = sum;
     }
     block.sync();
+    const auto weight_of = [&](int digit) {
+      uint64_t sum = 0;
+      for (int i = 0; i < kDigits; ++i) sum += shared.sums[digit][i];
+      return sum;
+    };
+    if (shift == top)
+      for (int digit = 0; digit < kDigits; ++digit) total += weight_of(digit);
     int digit = kDigits - 1;
-    while (digit > 0 && !reached(above + shared.totals[digit], total)) above += shared.totals[digit--];
+    for (; digit > 0; --digit) {
+      const uint64_t weight = weight_of(digit);
+      if (reached(above + weight, total)) break;
+      above += weight;
+    }
     block.sync();
     prefix |= uint32_t(digit) << shift;
   }

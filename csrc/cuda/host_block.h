@@ -4,6 +4,7 @@
 // a GPU are beyond it.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -17,7 +18,7 @@ namespace dlmk {
 
 class Fibers {
  public:
-  Fibers(int count, uint64_t order) : contexts_(size_t(count)), stacks_(size_t(count) * kStack), ids_(size_t(count)) {
+  Fibers(int count, uint64_t order) : fibers_(size_t(count)), stacks_(size_t(count) * kStack), ids_(size_t(count)) {
     random_.seed(order);
     std::iota(ids_.begin(), ids_.end(), 0);
   }
@@ -28,47 +29,63 @@ class Fibers {
     current() = this;
     call_ = [](const void* self, int rank) { (*static_cast<const Body*>(self))(rank); };
     body_ = &body;
-    for (size_t i = 0; i < contexts_.size(); ++i) {
-      getcontext(&contexts_[i]);
-      contexts_[i].uc_stack.ss_sp = stacks_.data() + i * kStack;
-      contexts_[i].uc_stack.ss_size = kStack;
-      contexts_[i].uc_link = &scheduler_;
-      makecontext(&contexts_[i], reinterpret_cast<void (*)()>(&Fibers::start), 1, int(i));
+    for (size_t i = 0; i < fibers_.size(); ++i) {
+      Fiber& fiber = fibers_[i];
+      fiber.started = false;
+      getcontext(&fiber.entry);
+      fiber.entry.uc_stack.ss_sp = stacks_.data() + i * kStack;
+      fiber.entry.uc_stack.ss_size = kStack;
+      fiber.entry.uc_link = nullptr;
+      makecontext(&fiber.entry, reinterpret_cast<void (*)()>(&Fibers::start), 1, int(i));
     }
-    for (size_t finished = 0; finished == 0;) {
+    for (finished_ = 0; finished_ == 0;) {
       std::shuffle(ids_.begin(), ids_.end(), random_);
-      finished_ = 0;
-      for (int id : ids_) {
-        running_ = id;
-        swapcontext(&scheduler_, &contexts_[size_t(id)]);
-      }
-      finished = finished_;
-      if (finished != 0 && finished != contexts_.size()) {
-        std::fprintf(stderr, "%zu of %zu threads ended while the others wait at a barrier\n", finished, contexts_.size());
+      for (int id : ids_) resume(id);
+      if (finished_ != 0 && finished_ != fibers_.size()) {
+        std::fprintf(stderr, "%zu of %zu threads ended while the others wait at a barrier\n", finished_, fibers_.size());
         std::abort();
       }
     }
   }
 
-  void wait() { swapcontext(&contexts_[size_t(running_)], &scheduler_); }
+  void wait() {
+    if (_setjmp(fibers_[size_t(running_)].resume) == 0) _longjmp(scheduler_, 1);
+  }
 
  private:
   static constexpr size_t kStack = 1 << 16;
+
+  struct Fiber {
+    ucontext_t entry;
+    jmp_buf resume;  // setcontext makes a system call, longjmp does not
+    bool started;
+  };
 
   static Fibers*& current() {
     static thread_local Fibers* fibers = nullptr;
     return fibers;
   }
+
   static void start(int rank) {
     Fibers& self = *current();
     self.call_(self.body_, rank);
     ++self.finished_;
+    _longjmp(self.scheduler_, 1);
   }
 
-  std::vector<ucontext_t> contexts_;
+  __attribute__((noinline)) void resume(int id) {
+    running_ = id;
+    Fiber& fiber = fibers_[size_t(id)];
+    if (_setjmp(scheduler_) != 0) return;  // the fiber waits, or has ended
+    if (fiber.started) _longjmp(fiber.resume, 1);
+    fiber.started = true;
+    setcontext(&fiber.entry);
+  }
+
+  std::vector<Fiber> fibers_;
   std::vector<char> stacks_;
   std::vector<int> ids_;
-  ucontext_t scheduler_;
+  jmp_buf scheduler_;
   std::mt19937_64 random_;
   const void* body_ = nullptr;
   void (*call_)(const void*, int) = nullptr;
@@ -95,8 +112,10 @@ class HostBlock {
     T* const values = reinterpret_cast<T*>(memory_.words.data());
     values[rank_] = value;
     sync();
+    if (rank_ == 0)
+      for (int i = 1; i < size_; ++i) values[0] = op(values[0], values[i]);
+    sync();
     value = values[0];
-    for (int i = 1; i < size_; ++i) value = op(value, values[i]);
     sync();
     return value;
   }

@@ -16,7 +16,7 @@ constexpr int kDigitBits = 4, kDigits = 1 << kDigitBits;
 struct ScoreShared {
   uint32_t suppressed[kChunk / 32];              // one bit for each logit of the chunk
   uint64_t weights[kDigits][kScoreThreads];      // a column for each thread: no two threads add to the same one
-  uint64_t totals[kDigits];
+  uint64_t sums[kDigits][kDigits];               // of every kDigits-th column
 };
 
 struct RowParameters {

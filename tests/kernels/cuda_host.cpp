@@ -2,6 +2,7 @@
 #include "cuda/commit.cu"
 #include "cuda/denoise_step.cu"
 #include "cuda/gather_rows.cu"
+#include "cuda/keyed_uniform.cu"
 #include "cuda/revoke.cu"
 #include "cuda/scatter_rows.cu"
 #include "cuda/score_tokens.cu"

@@ -21,9 +21,9 @@ HERE = Path(__file__).resolve().parent
 BUILD = HERE.parent.parent / "build" / "cuda_host"
 # No contraction: as the kernels are compiled for a GPU, and as they must round.
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas"]
-COUNTED_BY_THREAD = ("dlmk_finish_scores", "dlmk_commit")  # their number of blocks goes with the number of threads
+COUNTED_BY_THREAD = ("dlmk_finish_scores", "dlmk_commit", "dlmk_keyed_uniform")  # their number of blocks goes with the number of threads
 
-threads = 32  # of an emulated block, at most
+threads = 8  # of an emulated block, at most
 order = 1  # seeds the order in which the threads run
 processors = 4  # of the imagined GPU; decides how rows are split
 
