@@ -2,7 +2,7 @@
 // (host_block.h), so that tests run the kernels themselves. Besides what common/select.h lists it has
 //   reduce(value, op)     `op` over every thread's value, given to all; op must not depend on the order
 // A kernel is a function body(block, shared, arguments, index of the block) and is declared by
-//   DLMK_KERNEL(name, Arguments, Shared, most threads, body)
+//   DLMK_KERNEL(name, Arguments, Shared, most threads, blocks that should fit on a multiprocessor, body)
 #pragma once
 
 #include "common/select.h"
@@ -117,8 +117,9 @@ DLMK_BLOCK_FN void atomic_or(uint32_t* word, uint32_t bits) { atomicOr(word, bit
 
 }  // namespace dlmk
 
-#define DLMK_KERNEL(name, Arguments, Shared, most_threads, body)                                              \
-  extern "C" __global__ void __launch_bounds__(most_threads, 1) name(const __grid_constant__ Arguments arguments) { \
+#define DLMK_KERNEL(name, Arguments, Shared, most_threads, resident, body)                                    \
+  extern "C" __global__ void __launch_bounds__(most_threads, resident)                                        \
+      name(const __grid_constant__ Arguments arguments) {                                                     \
     __shared__ dlmk::BlockMemory memory;                                                                      \
     __shared__ Shared shared;                                                                                 \
     dlmk::GpuBlock block(memory);                                                                             \

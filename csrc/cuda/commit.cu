@@ -14,4 +14,4 @@ DLMK_BLOCK_FN void commit(Block& block, NoShared&, const CommitArguments& a, int
 
 }  // namespace dlmk
 
-DLMK_KERNEL(dlmk_commit, CommitArguments, dlmk::NoShared, 256, dlmk::commit)
+DLMK_KERNEL(dlmk_commit, CommitArguments, dlmk::NoShared, 256, 1, dlmk::commit)

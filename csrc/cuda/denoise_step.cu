@@ -53,4 +53,4 @@ DLMK_BLOCK_FN void finish_step(Block& block, SelectShared& shared, const Denoise
 
 }  // namespace dlmk
 
-DLMK_KERNEL(dlmk_finish_step, DenoiseArguments, dlmk::SelectShared, dlmk::kSelectThreads, dlmk::finish_step)
+DLMK_KERNEL(dlmk_finish_step, DenoiseArguments, dlmk::SelectShared, dlmk::kSelectThreads, 1, dlmk::finish_step)

@@ -11,4 +11,4 @@ DLMK_BLOCK_FN void gather_rows(Block& block, NoShared&, const CopyArguments& a, 
 
 }  // namespace dlmk
 
-DLMK_KERNEL(dlmk_gather_rows, CopyArguments, dlmk::NoShared, dlmk::kCopyThreads, dlmk::gather_rows)
+DLMK_KERNEL(dlmk_gather_rows, CopyArguments, dlmk::NoShared, dlmk::kCopyThreads, 1, dlmk::gather_rows)

@@ -159,7 +159,7 @@ void emulate(const Arguments& arguments, int64_t blocks, int threads, uint64_t o
 
 }  // namespace dlmk
 
-#define DLMK_KERNEL(name, Arguments, Shared, most_threads, body)                                            \
+#define DLMK_KERNEL(name, Arguments, Shared, most_threads, resident, body)                                  \
   extern "C" int name(const Arguments* arguments, int64_t blocks, int threads, uint64_t order) {            \
     if (threads > most_threads) return 1;                                                                   \
     dlmk::emulate<Shared>(*arguments, blocks, threads, order, [](auto& block, Shared& shared, const Arguments& a, \

@@ -14,4 +14,4 @@ DLMK_BLOCK_FN void fill_uniform(Block& block, NoShared&, const UniformArguments&
 
 }  // namespace dlmk
 
-DLMK_KERNEL(dlmk_keyed_uniform, UniformArguments, dlmk::NoShared, 256, dlmk::fill_uniform)
+DLMK_KERNEL(dlmk_keyed_uniform, UniformArguments, dlmk::NoShared, 256, 1, dlmk::fill_uniform)

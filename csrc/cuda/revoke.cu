@@ -32,4 +32,4 @@ DLMK_BLOCK_FN void revoke(Block& block, SelectShared& shared, const RevokeArgume
 
 }  // namespace dlmk
 
-DLMK_KERNEL(dlmk_revoke, RevokeArguments, dlmk::SelectShared, dlmk::kSelectThreads, dlmk::revoke)
+DLMK_KERNEL(dlmk_revoke, RevokeArguments, dlmk::SelectShared, dlmk::kSelectThreads, 1, dlmk::revoke)

@@ -15,4 +15,4 @@ DLMK_BLOCK_FN void scatter_rows(Block& block, NoShared&, const CopyArguments& a,
 
 }  // namespace dlmk
 
-DLMK_KERNEL(dlmk_scatter_rows, CopyArguments, dlmk::NoShared, dlmk::kCopyThreads, dlmk::scatter_rows)
+DLMK_KERNEL(dlmk_scatter_rows, CopyArguments, dlmk::NoShared, dlmk::kCopyThreads, 1, dlmk::scatter_rows)

@@ -14,9 +14,8 @@ struct BestDraw {
 struct MergeDraws {
   DLMK_METHOD BestDraw operator()(const BestDraw& a, const BestDraw& b) const {
     const bool first = a.value > b.value || (a.value == b.value && a.index <= b.index);
-    const BestDraw &more = first ? a : b, &less = first ? b : a;
-    const float second = more.second > less.value ? more.second : less.value;
-    return {more.value, second, more.index};
+    const float lesser = first ? b.value : a.value, second = first ? a.second : b.second;
+    return {first ? a.value : b.value, second > lesser ? second : lesser, first ? a.index : b.index};
   }
 };
 

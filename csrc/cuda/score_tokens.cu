@@ -19,7 +19,7 @@ DLMK_BLOCK_FN void finish_scores(Block& block, NoShared&, const ScoreTokensArgum
 
 }  // namespace dlmk
 
-DLMK_KERNEL(dlmk_score_fp32, ScoreArguments, dlmk::ScoreShared, dlmk::kScoreThreads, dlmk::score_parts<dlmk::Fp32>)
-DLMK_KERNEL(dlmk_score_bf16, ScoreArguments, dlmk::ScoreShared, dlmk::kScoreThreads, dlmk::score_parts<dlmk::Bf16>)
-DLMK_KERNEL(dlmk_score_fp16, ScoreArguments, dlmk::ScoreShared, dlmk::kScoreThreads, dlmk::score_parts<dlmk::Fp16>)
-DLMK_KERNEL(dlmk_finish_scores, ScoreTokensArguments, dlmk::NoShared, 128, dlmk::finish_scores)
+DLMK_KERNEL(dlmk_score_fp32, ScoreArguments, dlmk::ScoreShared, dlmk::kScoreThreads, 2, dlmk::score_parts<dlmk::Fp32>)
+DLMK_KERNEL(dlmk_score_bf16, ScoreArguments, dlmk::ScoreShared, dlmk::kScoreThreads, 2, dlmk::score_parts<dlmk::Bf16>)
+DLMK_KERNEL(dlmk_score_fp16, ScoreArguments, dlmk::ScoreShared, dlmk::kScoreThreads, 2, dlmk::score_parts<dlmk::Fp16>)
+DLMK_KERNEL(dlmk_finish_scores, ScoreTokensArguments, dlmk::NoShared, 128, 1, dlmk::finish_scores)

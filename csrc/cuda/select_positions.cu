@@ -14,4 +14,4 @@ DLMK_BLOCK_FN void select_positions(Block& block, SelectShared& shared, const Se
 
 }  // namespace dlmk
 
-DLMK_KERNEL(dlmk_select_positions, SelectArguments, dlmk::SelectShared, dlmk::kSelectThreads, dlmk::select_positions)
+DLMK_KERNEL(dlmk_select_positions, SelectArguments, dlmk::SelectShared, dlmk::kSelectThreads, 1, dlmk::select_positions)
