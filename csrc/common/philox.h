@@ -1,7 +1,7 @@
 // Philox4x32-10 (Salmon et al., SC 2011), keyed as dlm_kernels/reference/philox.py describes.
 #pragma once
 
-#include "portable_math.h"
+#include "common/portable_math.h"
 
 namespace dlmk {
 

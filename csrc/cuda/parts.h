@@ -11,7 +11,7 @@ namespace dlmk {
 // (the Gumbel values lie in [-2.9, 22.9]), so the two values differ by a constant and at most 5e-6 of roundings: a lead of
 // kClose settles the chunk, and otherwise the chunk is drawn again when the row's maximum is known.
 constexpr float kClose = 3e-5f;
-constexpr int32_t kNoDraw = INT32_MIN;
+constexpr int32_t kNoDraw = -2147483647 - 1;
 
 struct Draw {
   float logit, noise;
