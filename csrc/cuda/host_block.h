@@ -140,7 +140,7 @@ class HostBlock {
 
 static inline void atomic_or(uint32_t* word, uint32_t bits) { *word |= bits; }
 
-// One block after the other; shared memory starts with rubbish, as on a GPU.
+// One block after the other, in an order of no meaning; shared memory starts with rubbish, as on a GPU.
 template <class Shared, class Arguments, class Body>
 void emulate(const Arguments& arguments, int64_t blocks, int threads, uint64_t order, const Body& body) {
   Fibers fibers(threads, order);
@@ -148,7 +148,10 @@ void emulate(const Arguments& arguments, int64_t blocks, int threads, uint64_t o
   memory.words.resize(size_t(3 * threads));
   std::vector<uint64_t> storage(sizeof(Shared) / 8 + 1);
   Shared& shared = *reinterpret_cast<Shared*>(storage.data());
-  for (int64_t index = 0; index < blocks; ++index) {
+  std::vector<int64_t> indices(static_cast<size_t>(blocks));
+  std::iota(indices.begin(), indices.end(), int64_t(0));
+  std::shuffle(indices.begin(), indices.end(), std::mt19937_64(order));
+  for (int64_t index : indices) {
     std::fill(storage.begin(), storage.end(), 0x5555555555555555u);
     fibers.run([&](int rank) {
       HostBlock block(fibers, memory, rank, threads);
