@@ -1,4 +1,5 @@
-"""Build script: maps the folders to import packages and compiles the CPU kernels with nothing but a C++ compiler.
+"""Build script: maps the folders to import packages, compiles the CPU kernels with nothing but a C++ compiler, and packs the
+CUDA sources, which are compiled where they run.
 
 DLMK_BUILD=auto (default): compile if a compiler is there, otherwise install pure Python (numba carries the ops).
 DLMK_BUILD=require: fail when the kernels cannot be built.   DLMK_BUILD=0: never compile.
@@ -17,6 +18,7 @@ from pathlib import Path
 import setuptools
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 try:
     from setuptools.command.bdist_wheel import bdist_wheel
@@ -103,6 +105,26 @@ class BuildKernels(build_ext):
         return [path for path in super().get_outputs() if Path(path).exists()]
 
 
+class BuildPython(build_py):
+    """Adds the sources that a GPU's user compiles at first use. An editable install reads them in the tree."""
+
+    def _gpu_sources(self):
+        target = Path(self.build_lib, "dlm_kernels/cuda/src")
+        files = [path for part in ("common", "cuda") for path in sorted((ROOT / "csrc" / part).iterdir())]
+        return {path: target / path.relative_to(ROOT / "csrc") for path in files}
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            for source, target in self._gpu_sources().items():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self.copy_file(str(source), str(target))
+
+    def get_outputs(self, include_bytecode=1):
+        copied = [] if self.editable_mode else map(str, self._gpu_sources().values())
+        return [*super().get_outputs(include_bytecode), *copied]
+
+
 class PlatformWheel(bdist_wheel):
     """The library has no Python ABI: one wheel serves every Python 3 of the platform."""
 
@@ -129,6 +151,6 @@ setup(
     ext_modules=[Extension("dlm_kernels.cpu._dlmk_cpu", sources=list(CONFIG.SOURCES), optional=MODE != "require")]
     if COMPILER
     else [],
-    cmdclass={"build_ext": BuildKernels, "bdist_wheel": PlatformWheel},
+    cmdclass={"build_ext": BuildKernels, "build_py": BuildPython, "bdist_wheel": PlatformWheel},
     zip_safe=False,
 )

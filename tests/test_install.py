@@ -7,6 +7,7 @@ import site
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,26 @@ def test_pip_install(tmp_path, environment, isolated, compiler):
         assert "numba" in report["warnings"][0]
         assert report["reason"]
         assert report["reason"] in info
+
+
+def test_a_wheel_has_the_cuda_sources(tmp_path):
+    tree = copy_of_tree(tmp_path)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    result = subprocess.run(
+        [*command, str(tree)], env={**os.environ, "DLMK_BUILD": "0"}, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    packed = zipfile.ZipFile(next(tmp_path.glob("*.whl")))
+    sources = {path.relative_to(ROOT / "csrc") for part in ("common", "cuda") for path in (ROOT / "csrc" / part).iterdir()}
+    assert len(sources) > 15
+    for path in sources:
+        assert packed.read(f"dlm_kernels/cuda/src/{path}") == (ROOT / "csrc" / path).read_bytes()
+    packed.extractall(tmp_path / "unpacked")
+    code = "from dlm_kernels.cuda import sources; print(sources.folder(), len(sources.kernel_source('commit')))"
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "unpacked", capture_output=True, text=True, check=True
+    )
+    assert str(tmp_path / "unpacked") in found.stdout
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 // Philox4x32-10 (Salmon et al., SC 2011), keyed as dlm_kernels/reference/philox.py describes.
 #pragma once
 
-#include "portable_math.h"
+#include "common/portable_math.h"
 
 namespace dlmk {
 
@@ -35,6 +35,19 @@ constexpr uint32_t kGumbelStream = 0;
 DLMK_FN Words keyed_words(const DrawKey& key, uint32_t stream, uint32_t block) {
   Words counter = {{(stream << 24) | block, uint32_t(key.row_id), uint32_t(key.step), uint32_t(key.row_id >> 32)}};
   return philox(counter, uint32_t(key.seed), uint32_t(key.seed >> 32));
+}
+
+// One uniform number per key: the draw of index 0 of a stream.
+DLMK_FN float keyed_uniform(const DrawKey& key, uint32_t stream) {
+  return uniform_from_word(keyed_words(key, stream, 0).w[0]);
+}
+
+// The noise of vocabulary entry v.
+DLMK_FN float keyed_gumbel(const DrawKey& key, int64_t v) {
+  const Words words = keyed_words(key, kGumbelStream, uint32_t(v >> 2));
+  // Shifts, as an index that is not known at compile time would put the words into memory.
+  const uint64_t low = words.w[0] | uint64_t(words.w[1]) << 32, high = words.w[2] | uint64_t(words.w[3]) << 32;
+  return gumbel_from_word(uint32_t((v & 2 ? high : low) >> (v & 1) * 32));
 }
 
 }  // namespace dlmk

@@ -1,15 +1,27 @@
 // Arithmetic that decides tokens, spelled out operation by operation so that every backend rounds alike.
-// Compile with -ffp-contract=off: a fused multiply-add would round once where these round twice.
+// Compile with -ffp-contract=off (--fmad=false on a GPU): a fused multiply-add would round once where these round twice.
 // The same formulas in PyTorch: dlm_kernels/reference/portable_math.py.
 #pragma once
 
+#if defined(__CUDACC_RTC__)  // NVRTC has memcpy and the functions of <cmath>, but no headers
+using uint8_t = unsigned char;
+using uint16_t = unsigned short;
+using int32_t = int;
+using uint32_t = unsigned int;
+using int64_t = long long;
+using uint64_t = unsigned long long;
+#else
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+#endif
 
 #if defined(__CUDACC__)
 #define DLMK_FN __host__ __device__ inline
+#define DLMK_METHOD __host__ __device__
 #else
 #define DLMK_FN static inline
+#define DLMK_METHOD
 #endif
 
 namespace dlmk {
@@ -25,6 +37,9 @@ DLMK_FN float bits_float(uint32_t bits) {
   memcpy(&x, &bits, 4);
   return x;
 }
+
+DLMK_FN float infinity() { return bits_float(0x7f800000u); }
+DLMK_FN float not_a_number() { return bits_float(0x7fc00000u); }
 
 // Natural logarithm of a positive normal number (Cephes logf).
 DLMK_FN float portable_log(float y) {
@@ -75,6 +90,9 @@ DLMK_FN float portable_exp(float x) {
   y = y + 1.0f;
   return y * bits_float(uint32_t(n + 127) << 23);
 }
+
+// A token's mass, in integers so that no order of summation can move a boundary: trunc(e^y 2^36). 2^26 of them fit in int64.
+constexpr float kMassScale = 68719476736.0f;
 
 // 32 random bits to (0, 1): the middle of the word's interval, kept below 1 where rounding would reach it.
 DLMK_FN float uniform_from_word(uint32_t word) {

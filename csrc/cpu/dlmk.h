@@ -1,7 +1,7 @@
 // The C ABI of the CPU kernels. Pointers are addresses in int64 fields, so that a caller fills one integer array.
 #pragma once
 
-#include <cstdint>
+#include "common/rows.h"
 
 #define DLMK_ABI_VERSION 2
 
@@ -11,11 +11,6 @@ extern "C" {
 enum DlmkDtype { DLMK_F32 = 0, DLMK_BF16 = 1, DLMK_F16 = 2 };
 enum DlmkScore { DLMK_CONFIDENCE = 0, DLMK_MARGIN = 1, DLMK_NEG_ENTROPY = 2, DLMK_RANDOM = 3 };
 enum DlmkStatus { DLMK_OK = 0, DLMK_OUT_OF_MEMORY = 1, DLMK_OUT_OF_RANGE = 2 };
-
-// A [B, L] argument: address and strides in elements. Address 0: absent.
-struct DlmkRows {
-  int64_t data, stride_b, stride_l;
-};
 
 struct DlmkScoreArgs {
   int64_t logits, dtype, B, L, V, stride_b, stride_l;  // the last dimension is contiguous

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "common/dtypes.h"
 #include "common/posterior.h"
 
 namespace dlmk {
@@ -10,9 +11,7 @@ namespace dlmk {
 // A chunk of fp32 logits stays in the first-level cache between the passes over it.
 constexpr int64_t kChunk = 2048;
 
-// A token's mass, in integers so that no order of summation can move a boundary: trunc(e^y 2^36). 2^26 of them fit in int64.
-constexpr float kMassScale = 68719476736.0f;
-constexpr float kNoMass = 26.0f;  // e^-26 2^36 < 1
+constexpr float kNoMass = 26.0f;  // a token this far below the maximum has none: e^-26 kMassScale < 1
 constexpr int kMassBins = 2048;   // bins of y in [-kNoMass, 0]; bin kMassBins is its end point alone
 
 // Vectors and table rows whose distances are bounded at once.

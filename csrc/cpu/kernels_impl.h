@@ -22,13 +22,6 @@ static inline V::Float vexp(V::Float d) {
   return V::shift_exponent(p, biased);
 }
 
-static inline float half_to_float(uint16_t h) {
-  uint32_t sign = uint32_t(h & 0x8000u) << 16, rest = h & 0x7fffu;
-  if (rest >= 0x7c00u) return bits_float(sign | 0x7f800000u | ((rest & 0x3ffu) << 13));
-  if (rest >= 0x0400u) return bits_float(sign | ((rest << 13) + 0x38000000u));
-  return bits_float(sign | float_bits(float(rest) * 5.9604644775390625e-8f));  // subnormal: rest * 2^-24
-}
-
 // To the nearest, ties to even.
 static inline uint16_t float_to_bf16(float x) {
   const uint32_t bits = float_bits(x), rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
@@ -113,7 +106,7 @@ template <int64_t dtype>
 static float load_halves(const uint16_t* h, int64_t n, float* buffer) {
   if (n < V::W) {
     float few[V::W], *out = buffer ? buffer : few;
-    for (int64_t i = 0; i < n; ++i) out[i] = dtype == 1 ? bits_float(uint32_t(h[i]) << 16) : half_to_float(h[i]);
+    for (int64_t i = 0; i < n; ++i) out[i] = dtype == 1 ? bf16_to_float(h[i]) : half_to_float(h[i]);
     return k_maximum(out, n);
   }
   int64_t i = 0;

@@ -1,10 +1,9 @@
 // select_positions, commit_, denoise_step_ and keyed_uniform.
 #include <algorithm>
-#include <cmath>
 #include <new>
 #include <vector>
 
-#include "common/philox.h"
+#include "common/select.h"
 #include "cpu/dlmk.h"
 #include "cpu/parallel.h"
 
@@ -21,90 +20,43 @@ const T* address(int64_t value) {
   return reinterpret_cast<const T*>(value);
 }
 
-// Ascending keys are positions from best to worst: score descending, then position; NaN counts as -inf.
-uint64_t rank_key(float score, int64_t position) {
-  if (score != score) score = -INFINITY;
-  return uint64_t(~ordered_bits(score)) << 32 | uint64_t(position);
-}
-
-class RowSelector {
+// The block of common/select.h that a CPU thread is.
+class SingleThread {
  public:
-  RowSelector(const DlmkSelectArgs& args, int64_t b, std::vector<uint64_t>& keys)
-      : a_(args), b_(b), keys_(keys), out_(reinterpret_cast<bool*>(args.selected) + b * args.L) {}
-
-  void run() {
-    std::fill(out_, out_ + a_.L, false);
-    int64_t count = 0;
-    for (int64_t l = 0; l < a_.L; ++l) count += eligible(l);
-    if (count == 0) return;
-    int64_t best = address<int64_t>(a_.at_least)[b_];
-    if (a_.quota) best = std::max(best, address<int64_t>(a_.quota)[b_]);
-    best = std::min(best, count);
-    if (best > 0 || a_.factor) {
-      rank([&](int64_t l) { return at<float>(a_.score, b_, l); });
-      if (a_.factor) best = std::max(best, factor_length());
-      commit(best);
-    }
-    if (a_.threshold) above_threshold();
-    if (a_.entropy_bound) {
-      rank([&](int64_t l) { return -at<float>(a_.entropy, b_, l); });
-      commit(entropy_length());
-    }
-  }
+  int64_t rank() const { return 0; }
+  int64_t size() const { return 1; }
+  void sync() {}
+  int64_t total(int64_t n) const { return n; }
+  int64_t highest(int64_t n) const { return n; }
+  void clear_slots() { slots_ = 0; }
+  int64_t slot() { return slots_++; }
+  int64_t slots() const { return slots_; }
+  void sort(uint64_t* keys, int64_t n) { std::sort(keys, keys + n); }
 
  private:
-  bool eligible(int64_t l) const { return at<bool>(a_.eligible, b_, l); }
-  int64_t position(size_t rank) const { return int64_t(keys_[rank] & 0xffffffffu); }
-
-  template <class Score>
-  void rank(Score score) {
-    keys_.clear();
-    for (int64_t l = 0; l < a_.L; ++l)
-      if (eligible(l)) keys_.push_back(rank_key(score(l), l));
-    std::sort(keys_.begin(), keys_.end());
-  }
-
-  void commit(int64_t best) {
-    for (int64_t i = 0; i < best; ++i) out_[position(size_t(i))] = true;
-  }
-
-  void above_threshold() {
-    const float threshold = address<float>(a_.threshold)[b_];
-    for (int64_t l = 0; l < a_.L; ++l) {
-      const float score = at<float>(a_.score, b_, l);
-      if (eligible(l) && (a_.strict ? score > threshold : score >= threshold)) out_[l] = true;
-    }
-  }
-
-  // The largest n with c_n >= 1 - f / (n + 1).
-  int64_t factor_length() const {
-    const float f = address<float>(a_.factor)[b_];
-    int64_t length = 0;
-    for (size_t i = 0; i < keys_.size(); ++i) {
-      const float quotient = f / (float(i + 1) + 1.0f);
-      if (at<float>(a_.score, b_, position(i)) >= 1.0f - quotient) length = int64_t(i) + 1;
-    }
-    return length;
-  }
-
-  // The largest k whose entropies without the greatest sum to the bound or less.
-  int64_t entropy_length() const {
-    const double bound = double(address<float>(a_.entropy_bound)[b_]);
-    double sum = 0;
-    int64_t length = 0;
-    for (size_t i = 0; i < keys_.size(); ++i) {
-      const double h = double(at<float>(a_.entropy, b_, position(i)));
-      sum += h;
-      if (sum - h <= bound) length = int64_t(i) + 1;
-    }
-    return length;
-  }
-
-  const DlmkSelectArgs& a_;
-  const int64_t b_;
-  std::vector<uint64_t>& keys_;
-  bool* out_;
+  int64_t slots_ = 0;
 };
+
+SelectRules rules_of(const DlmkSelectArgs& a, int64_t b) {
+  const auto value = [b](int64_t rule) { return rule ? address<float>(rule)[b] : 0.0f; };
+  const int64_t at_least = address<int64_t>(a.at_least)[b];
+  return {a.quota ? std::max(at_least, address<int64_t>(a.quota)[b]) : at_least,
+          a.threshold != 0,
+          a.strict != 0,
+          a.factor != 0,
+          a.entropy_bound != 0,
+          value(a.threshold),
+          value(a.factor),
+          value(a.entropy_bound)};
+}
+
+void select(const DlmkSelectArgs& a, int64_t b, uint64_t* keys) {
+  SingleThread block;
+  select_row(
+      block, rules_of(a, b), a.L, [&](int64_t l) { return at<bool>(a.eligible, b, l); },
+      [&](int64_t l) { return at<float>(a.score, b, l); }, [&](int64_t l) { return at<float>(a.entropy, b, l); }, keys,
+      reinterpret_cast<bool*>(a.selected) + b * a.L);
+}
 
 }  // namespace
 }  // namespace dlmk
@@ -115,8 +67,8 @@ int dlmk_select_positions(const DlmkSelectArgs* args) {
   try {
     const int threads = int(std::min<int64_t>(args->threads, args->B * args->L / 8192 + 1));
     dlmk::parallel(threads, [&](int thread, int team) {
-      std::vector<uint64_t> keys;
-      for (int64_t b = thread; b < args->B; b += team) dlmk::RowSelector(*args, b, keys).run();
+      std::vector<uint64_t> keys(static_cast<size_t>(args->L));
+      for (int64_t b = thread; b < args->B; b += team) dlmk::select(*args, b, keys.data());
     });
   } catch (const std::bad_alloc&) {
     return DLMK_OUT_OF_MEMORY;
@@ -135,7 +87,7 @@ void dlmk_commit(int64_t* tokens, int64_t tokens_b, int64_t tokens_l, const int6
 void dlmk_keyed_uniform(const int64_t* seed, const int64_t* row_ids, const int64_t* step, int64_t n, int64_t stream,
                         float* out) {
   for (int64_t i = 0; i < n; ++i)
-    out[i] = dlmk::uniform_from_word(dlmk::keyed_words({seed[i], row_ids[i], step[i]}, uint32_t(stream), 0).w[0]);
+    out[i] = dlmk::keyed_uniform({seed[i], row_ids[i], step[i]}, uint32_t(stream));
 }
 
 int dlmk_denoise_step(const DlmkScoreArgs* score_args, const DlmkSelectArgs* select_args, int64_t* tokens, int64_t tokens_b,
@@ -161,8 +113,7 @@ int dlmk_denoise_step(const DlmkScoreArgs* score_args, const DlmkSelectArgs* sel
       for (int64_t l = 0; l < L; ++l) {
         const dlmk::DrawKey key = {at<int64_t>(score.seed, b, l), at<int64_t>(score.row_ids, b, l),
                                    at<int64_t>(score.step, b, l)};
-        ranked[b * L + l] = score_kind == DLMK_RANDOM ? dlmk::uniform_from_word(dlmk::keyed_words(key, 1, 0).w[0])
-                                                      : -entropy[b * L + l];
+        ranked[b * L + l] = score_kind == DLMK_RANDOM ? dlmk::random_score(key) : -entropy[b * L + l];
       }
     select.score = contiguous(ranked);
   }
