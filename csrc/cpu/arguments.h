@@ -13,15 +13,9 @@ const T* address(int64_t value) {
   return reinterpret_cast<const T*>(value);
 }
 
-// Element [b, l]; of an argument that the op writes, if T is not const.
-template <class T>
-T& element(const DlmkRows& rows, int64_t b, int64_t l) {
-  return reinterpret_cast<T*>(rows.data)[b * rows.stride_b + l * rows.stride_l];
-}
-
 template <class T>
 T at(const DlmkRows& rows, int64_t b, int64_t l) {
-  return element<const T>(rows, b, l);
+  return row_value<const T>(rows, b, l);
 }
 
 inline DrawKey draw_key(const DlmkRows& seed, const DlmkRows& row_ids, const DlmkRows& step, int64_t b, int64_t l) {

@@ -8,10 +8,9 @@
 // is nearer than a distance whose square is B. The center keeps rows that are close together and far from 0 apart.
 #include <algorithm>
 #include <cmath>
-#include <new>
 #include <vector>
 
-#include "cpu/dlmk.h"
+#include "cpu/arguments.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 
@@ -218,10 +217,5 @@ class Search {
 }  // namespace dlmk
 
 int dlmk_nearest_embedding(const DlmkNearestArgs* args) {
-  try {
-    dlmk::Search(*args).run();
-  } catch (const std::bad_alloc&) {
-    return DLMK_OUT_OF_MEMORY;
-  }
-  return DLMK_OK;
+  return dlmk::status_of([&] { dlmk::Search(*args).run(); });
 }

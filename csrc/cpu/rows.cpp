@@ -2,10 +2,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <new>
 #include <vector>
 
-#include "cpu/dlmk.h"
+#include "cpu/arguments.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 
@@ -14,11 +13,6 @@ namespace dlmk {
 const ChunkKernels& kernels();
 
 namespace {
-
-template <class T>
-T at(const DlmkRows& rows, int64_t b, int64_t l) {
-  return reinterpret_cast<const T*>(rows.data)[b * rows.stride_b + l * rows.stride_l];
-}
 
 // A thread is worth waking for some hundred kilobytes.
 constexpr int64_t kBytesPerThread = 1 << 17;
@@ -99,32 +93,22 @@ float cosine(const char* a, int64_t a_dtype, const char* b, int64_t b_dtype, int
   return norms == 0 ? 0.0f : float(ab / norms);
 }
 
-template <class F>
-int guarded(F body) {
-  try {
-    body();
-  } catch (const std::bad_alloc&) {
-    return DLMK_OUT_OF_MEMORY;
-  }
-  return DLMK_OK;
-}
-
 }  // namespace
 }  // namespace dlmk
 
 int dlmk_gather_rows(const DlmkMoveArgs* args) {
-  return dlmk::guarded([&] { dlmk::Mover(*args).gather(); });
+  return dlmk::status_of([&] { dlmk::Mover(*args).gather(); });
 }
 
 int dlmk_scatter_rows(const DlmkMoveArgs* args) {
-  return dlmk::guarded([&] { dlmk::Mover(*args).scatter(); });
+  return dlmk::status_of([&] { dlmk::Mover(*args).scatter(); });
 }
 
 int dlmk_cosine_rows(const DlmkCosineArgs* args) {
   using namespace dlmk;
   const DlmkCosineArgs& p = *args;
   const int64_t work = p.B * p.L * p.D * 4 / kBytesPerThread + 1;
-  return guarded([&] {
+  return status_of([&] {
     parallel(int(std::min(p.threads, work)), [&](int thread, int team) {
       std::vector<float> buffer(2 * kChunk);
       for (int64_t r = thread; r < p.B * p.L; r += team) {

@@ -29,7 +29,7 @@ class Stepper {
   }
 
  private:
-  int64_t& token(int64_t r) const { return element<int64_t>(a_.tokens, r / a_.L, r % a_.L); }
+  int64_t& token(int64_t r) const { return row_value<int64_t>(a_.tokens, r / a_.L, r % a_.L); }
 
   ScoreWeights weights(int64_t r, double sum) const {
     const double delta = address<double>(a_.delta_sigma)[r / a_.L];

@@ -1,41 +1,12 @@
 // select_positions, commit_, denoise_step_ and keyed_uniform.
-#include <algorithm>
-#include <new>
 #include <vector>
 
-#include "common/select.h"
-#include "cpu/dlmk.h"
+#include "cpu/arguments.h"
+#include "cpu/block.h"
 #include "cpu/parallel.h"
 
 namespace dlmk {
 namespace {
-
-template <class T>
-T at(const DlmkRows& rows, int64_t b, int64_t l) {
-  return reinterpret_cast<const T*>(rows.data)[b * rows.stride_b + l * rows.stride_l];
-}
-
-template <class T>
-const T* address(int64_t value) {
-  return reinterpret_cast<const T*>(value);
-}
-
-// The block of common/select.h that a CPU thread is.
-class SingleThread {
- public:
-  int64_t rank() const { return 0; }
-  int64_t size() const { return 1; }
-  void sync() {}
-  int64_t total(int64_t n) const { return n; }
-  int64_t highest(int64_t n) const { return n; }
-  void clear_slots() { slots_ = 0; }
-  int64_t slot() { return slots_++; }
-  int64_t slots() const { return slots_; }
-  void sort(uint64_t* keys, int64_t n) { std::sort(keys, keys + n); }
-
- private:
-  int64_t slots_ = 0;
-};
 
 SelectRules rules_of(const DlmkSelectArgs& a, int64_t b) {
   const auto value = [b](int64_t rule) { return rule ? address<float>(rule)[b] : 0.0f; };
@@ -64,16 +35,13 @@ void select(const DlmkSelectArgs& a, int64_t b, uint64_t* keys) {
 using dlmk::at;
 
 int dlmk_select_positions(const DlmkSelectArgs* args) {
-  try {
+  return dlmk::status_of([&] {
     const int threads = int(std::min<int64_t>(args->threads, args->B * args->L / 8192 + 1));
     dlmk::parallel(threads, [&](int thread, int team) {
       std::vector<uint64_t> keys(static_cast<size_t>(args->L));
       for (int64_t b = thread; b < args->B; b += team) dlmk::select(*args, b, keys.data());
     });
-  } catch (const std::bad_alloc&) {
-    return DLMK_OUT_OF_MEMORY;
-  }
-  return DLMK_OK;
+  });
 }
 
 void dlmk_commit(int64_t* tokens, int64_t tokens_b, int64_t tokens_l, const int64_t* proposal, int64_t proposal_b,
@@ -111,8 +79,7 @@ int dlmk_denoise_step(const DlmkScoreArgs* score_args, const DlmkSelectArgs* sel
     const float* entropy = reinterpret_cast<const float*>(score.entropy);
     for (int64_t b = 0; b < B; ++b)
       for (int64_t l = 0; l < L; ++l) {
-        const dlmk::DrawKey key = {at<int64_t>(score.seed, b, l), at<int64_t>(score.row_ids, b, l),
-                                   at<int64_t>(score.step, b, l)};
+        const dlmk::DrawKey key = dlmk::draw_key(score.seed, score.row_ids, score.step, b, l);
         ranked[b * L + l] = score_kind == DLMK_RANDOM ? dlmk::random_score(key) : -entropy[b * L + l];
       }
     select.score = contiguous(ranked);

@@ -1,7 +1,7 @@
 // topk_kl: one pass over the logits for the sums of all chunks; then the few chunks that hold kept ids once more.
-#include <new>
 #include <utility>
 
+#include "cpu/arguments.h"
 #include "cpu/parallel.h"
 #include "cpu/row.h"
 
@@ -150,13 +150,10 @@ int dlmk_topk_kl(const DlmkTopKArgs* args) {
   for (int64_t i = 0; ids && i < rows * args->before_k; ++i)
     if (ids[i] < 0 || ids[i] >= args->V) return DLMK_OUT_OF_RANGE;
   const int64_t work = rows * args->V / 16384 + 1;  // as in score_tokens
-  try {
+  return status_of([&] {
     parallel(int(std::min<int64_t>({args->threads, rows, work})), [&](int thread, int team) {
       Comparer comparer(*args);
       for (int64_t r = thread; r < rows; r += team) comparer.run(r);
     });
-  } catch (const std::bad_alloc&) {
-    return DLMK_OUT_OF_MEMORY;
-  }
-  return DLMK_OK;
+  });
 }

@@ -18,7 +18,7 @@ void step_absorbing(const DlmkScoreArgs& score, const DlmkAbsorbingArgs& a) {
   std::vector<int64_t> leaving;
   for (int64_t r = 0; r < score.B * score.L; ++r) {
     const int64_t b = r / score.L, l = r % score.L;
-    int64_t& token = element<int64_t>(a.tokens, b, l);
+    int64_t& token = row_value<int64_t>(a.tokens, b, l);
     const bool masked = token == a.mask_id;
     const double sigma = at<double>(a.sigma, b, l);
     const double p = masked ? unmask_probability(address<double>(a.alpha_t)[b], address<double>(a.alpha_s)[b], sigma) : sigma;
@@ -32,7 +32,7 @@ void step_absorbing(const DlmkScoreArgs& score, const DlmkAbsorbingArgs& a) {
   over_rows(leaving, score.V, score.threads, [&](int64_t r, Scratch& scratch) {
     const Row row = scoring.row(r);
     read_maxima(row, scratch);
-    element<int64_t>(a.tokens, r / score.L, r % score.L) = draw_token(row, scoring.parameters(r), scratch);
+    row_value<int64_t>(a.tokens, r / score.L, r % score.L) = draw_token(row, scoring.parameters(r), scratch);
   });
 }
 
@@ -75,7 +75,7 @@ void step_uniform(const DlmkScoreArgs& score, const DlmkUniformArgs& a) {
     const RowParameters parameters = scoring.parameters(r);
     const UniformStep step = step_of(r);
     const double u = route_uniform(parameters.key);
-    int64_t& token = element<int64_t>(a.tokens, r / score.L, r % score.L);
+    int64_t& token = row_value<int64_t>(a.tokens, r / score.L, r % score.L);
     int64_t clean = token;
     Route taken = Route::kNoise;
     if (a.leave_one_out) {
