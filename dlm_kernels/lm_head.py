@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 LEAST = 16  # rows and columns of a product whose bits depend on neither number
-PIECE = 4096  # columns; a multiple of the kernels' 2048
+# A piece has as many logits as a cache holds, within bounds that cost the product nothing. Multiples of the kernels' 2,048.
+PIECE_LOGITS, NARROWEST, WIDEST = 2**20, 4096, 32768
 
 
 def pad_rows(matrix: Tensor, least: int = LEAST) -> Tensor:
@@ -32,45 +33,68 @@ def project(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | N
     return torch.addmm(bias, hidden, weight.T, out=out)
 
 
-def bounds(vocabulary: int, piece: int) -> list[int]:
-    """Where pieces begin and end. All but the last are multiples of half a piece, and none is narrow but a whole vocabulary."""
-    ends = [*range(0, vocabulary, piece), vocabulary]
+def piece_width(rows: int) -> int:
+    return min(max(PIECE_LOGITS // max(rows, 1) // NARROWEST * NARROWEST, NARROWEST), WIDEST)
+
+
+def bounds(vocabulary: int, width: int) -> list[int]:
+    """Where pieces begin and end. All but the last are multiples of half a width, and none is narrow but a whole vocabulary."""
+    ends = [*range(0, vocabulary, width), vocabulary]
     if len(ends) > 2 and ends[-1] - ends[-2] < LEAST:
-        ends[-2] -= piece // 2
+        ends[-2] -= width // 2
     return ends
 
 
 class Head:
-    """An LM head applied to rows, without the logits [R, V] ever being there."""
+    """An LM head applied to rows, whose logits [R, V] are not all there at a time unless `keep` is called."""
 
     def __init__(
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, round_logits: bool, batch_invariant: bool
     ) -> None:
-        self.rows = hidden.shape[0]
-        self.hidden = pad_rows(hidden) if batch_invariant and self.rows else hidden
-        self.weight, self.bias, self.vocabulary = weight, bias, weight.shape[0]
-        self.widen = not round_logits and hidden.dtype != torch.float32
-        if self.widen:
-            self.hidden = self.hidden.float()
+        self.rows, self.vocabulary = hidden.shape[0], weight.shape[0]
+        self.hidden, self.weight, self.bias = hidden, weight, bias
+        self.round_logits, self.batch_invariant = round_logits, batch_invariant
+        self.kept: Tensor | None = None
+        self._widen = not round_logits and hidden.dtype != torch.float32
+        self._padded = self.hidden.float() if self._widen else self.hidden
+        if batch_invariant and self.rows:
+            self._padded = pad_rows(self._padded)
         if batch_invariant and self.vocabulary < LEAST:
             self.weight = pad_rows(weight)
             self.bias = None if bias is None else torch.cat((bias, bias.new_zeros(LEAST - self.vocabulary)))
+
+    def of(self, rows: Tensor) -> Head:
+        """The head of some of the rows, with the same bits."""
+        invariant = self.batch_invariant or self.rows >= LEAST
+        weight, bias = self.weight[: self.vocabulary], None if self.bias is None else self.bias[: self.vocabulary]
+        return Head(self.hidden[rows], weight, bias, self.round_logits, invariant)
 
     def whole(self) -> Tensor:
         """All logits [R, V]."""
         return self._product(0, self.weight.shape[0], None)[: self.rows, : self.vocabulary]
 
-    def pieces(self) -> Iterator[tuple[int, Tensor]]:
+    def keep(self) -> Head:
+        """Computes all logits once for the passes to come."""
+        kept = self._padded.new_empty(self.rows, self.vocabulary)
+        for first, logits in self.pieces(NARROWEST):
+            kept[:, first : first + logits.shape[1]] = logits
+        self.kept = kept
+        return self
+
+    def pieces(self, width: int | None = None) -> Iterator[tuple[int, Tensor]]:
         """(first index, logits [R, n]) in order, in memory that is used again for the next piece."""
-        columns = self.weight.shape[0]
-        ends = bounds(columns, PIECE // 2 if self.widen else PIECE)
-        buffer = self.hidden.new_empty(self.hidden.shape[0] * min(columns, PIECE))
-        for begin, end in pairwise(ends):
-            out = buffer[: self.hidden.shape[0] * (end - begin)].view(-1, end - begin)
+        if self.kept is not None:
+            yield 0, self.kept
+            return
+        rows, columns = self._padded.shape[0], self.weight.shape[0]
+        width = width or (NARROWEST if self._widen else piece_width(rows))
+        buffer = self._padded.new_empty(rows * min(columns, width))
+        for begin, end in pairwise(bounds(columns, width)):
+            out = buffer[: rows * (end - begin)].view(rows, end - begin)
             yield begin, self._product(begin, end, out)[: self.rows, : self.vocabulary]
 
     def _product(self, begin: int, end: int, out: Tensor | None) -> Tensor:
         weight, bias = self.weight[begin:end], None if self.bias is None else self.bias[begin:end]
-        if self.widen:
+        if self._widen:
             weight, bias = weight.float(), None if bias is None else bias.float()
-        return project(self.hidden, weight, bias, out)
+        return project(self._padded, weight, bias, out)

@@ -36,9 +36,10 @@ def score_hidden(
 ) -> TokenScores:
     """`score_tokens(torch.nn.functional.linear(hidden, weight, bias))` without the logits: the vocabulary goes by in pieces.
 
-    On the CPU backend, extra memory is some 4,100 logits a row (with top-k or top-p, some 2,000 numbers more), and a row takes
-    one matrix product. Only where the boundary of top-k or top-p is not among a row's 512 highest logits (2,048 with top_k)
-    is the product computed again: once for a long nucleus or ties at its end, up to nine times for a flat row.
+    On the CPU backend a row takes one matrix product, and extra memory is 4 MB of logits, or 4,096 logits a row where that is
+    more (top-k and top-p: another 1,024 numbers a row). Where what top-k and top-p keep is not within a row's 512 highest
+    logits (2,048 with top_k), its product is computed once more; if the boundary itself is not within them, with its logits in
+    memory, eight rows at a time.
 
     Args:
         hidden: [..., D] fp32, bf16 or fp16, any strides.
@@ -48,7 +49,7 @@ def score_hidden(
         eligible: bool [...]. Rows that are False are not computed: token 0, confidence, margin and entropy 0, logsumexp -inf.
         round_logits: logits are accumulated in fp32. True rounds them to the dtype of `hidden`, as an LM head does, so that a
             bf16 model gets the tokens that it gets from its logits, ties included. False keeps fp32 (hidden and weight are
-            widened piece by piece: slower, and 8 KB more memory per dimension).
+            widened piece by piece: slower, and 16 KB more memory per dimension).
         batch_invariant: makes a row's logits independent of the number of rows beside it where that costs something.
         backend: see `use_backend`.
 

@@ -41,7 +41,8 @@ def score_hidden_parallel(
     A collective call: every process of the group makes it, with the same arguments except for its shard. The noise belongs to
     the index in the whole vocabulary, so sampled tokens do not depend on the split. What is exchanged per row, by all-gathers:
     five numbers (maximum, its index, second, two sums); with temperature > 0 or filters five more for the winner; with top-k
-    the k + 1 highest entries; with top-p the 512 highest, and 256 integers a round where the nucleus is longer than that.
+    the k + 1 highest entries; with top-p the 512 highest, and 256 integers in up to four rounds where those do not tell where
+    the nucleus ends.
 
     Args:
         hidden: [..., D], the same in every process.

@@ -124,7 +124,7 @@ struct DlmkHiddenArgs {
   int64_t suppress_ids, suppress_count;                    // int64 [S], ascending
   int64_t parts, held, held_count, held_size;              // double [R, 5], 8 bytes [R, held_size], int32 [R]
   int64_t contenders, todo, keep, search, bins, winners;   // int32 [R, 25], int32 [R], float [R], int64 [R, 4], int64 [R, 256],
-                                                           // double [R, 5]; search and bins: 0 if no row is filtered
+                                                           // double [R, 5]
   int64_t token, confidence, margin, entropy, logsumexp;   // outputs
 };
 
@@ -155,8 +155,8 @@ int dlmk_uniform_step(const DlmkScoreArgs* score, const DlmkUniformArgs* args);
 int dlmk_score_entropy_step(const DlmkScoreEntropyArgs* args);
 int dlmk_revoke(const DlmkRevokeArgs* args);
 int dlmk_gaussian_step(const DlmkGaussianArgs* args);
-// In this order. Every piece of the vocabulary goes through read(); then, if what returns a number of rows returned one, through
-// weigh() and descend() again until it is 0, and through draw().
+// In this order. Every piece of the vocabulary goes through read(). While rows are searching: every piece through weigh(), then
+// descend(). If rows are unsettled: every piece through draw(). merge() and merge_winners() take the state of another shard.
 int dlmk_hidden_read(const DlmkHiddenArgs* args, const DlmkPiece* piece);
 int dlmk_hidden_merge(const DlmkHiddenArgs* args, const void* parts, const void* held, const int32_t* held_count);
 int dlmk_hidden_filter(const DlmkHiddenArgs* args, int64_t* searching);

@@ -1,8 +1,7 @@
 // score_hidden: the first pass over the pieces of a vocabulary, the merge of parts, the last pass and the results.
 #include "cpu/hidden.h"
 
-#include <new>
-
+#include "cpu/arguments.h"
 #include "cpu/parallel.h"
 
 namespace dlmk {
@@ -345,12 +344,7 @@ namespace {
 
 template <class Body>
 int guarded(const DlmkHiddenArgs* args, Body body) {
-  try {
-    body(dlmk::HiddenRows(*args));
-  } catch (const std::bad_alloc&) {
-    return DLMK_OUT_OF_MEMORY;
-  }
-  return DLMK_OK;
+  return dlmk::status_of([&] { body(dlmk::HiddenRows(*args)); });
 }
 
 }  // namespace

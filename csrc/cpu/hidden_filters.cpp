@@ -1,5 +1,5 @@
-// score_hidden: top-k and top-p of rows that are not in memory. Held entries settle them where they can; where they cannot, a
-// descent through the values does, eight bits a pass over the pieces. Exact either way.
+// score_hidden: top-k and top-p of rows that come in pieces. Held entries settle them where they can; where they cannot, a descent
+// through the values does, eight bits a pass over the logits, whose bins add up over shards. Exact either way.
 #include <numeric>
 
 #include "cpu/hidden.h"

@@ -1,8 +1,8 @@
 """LM head and scores in pieces of the vocabulary, in one process or several. See csrc/cpu/hidden.h.
 
-One pass over the pieces gives the statistics and, for rows without filters, the token. Rows with top-k or top-p take further
-passes, each of them the whole matrix product again, only where their boundary is not among the highest entries that the first
-pass keeps: one where the nucleus is long or ends in ties, up to four more a filter where it is longer than what is kept.
+One pass over the pieces gives the statistics and, for rows without filters, the token. With top-k or top-p the highest entries
+are held, and they tell most boundaries. A row whose kept set reaches beyond them takes the matrix product once more: to draw,
+where the boundary is known; with its logits in memory, a few rows at a time, where it is to be searched for.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from torch import Tensor
 
 from dlm_kernels.cpu.library import check, library, pack
 from dlm_kernels.cpu.score_tokens import DTYPES
-from dlm_kernels.lm_head import Head
+from dlm_kernels.lm_head import LEAST, Head
 from dlm_kernels.results import TokenScores
 
+SEARCHED = 8  # rows at a time that are searched with their logits in memory
 HELD = 512  # entries of a row with top-p that are kept from the first pass
 MOST_HELD = 2048  # with top-k; a larger k is searched for
 CONTENDER_INTS, SEARCH_INTS, BINS = 25, 4, 256  # sizes of the structs in hidden.h
+SEARCH_K, SEARCH_P = 1, 2
 
 
 class Rows:
@@ -42,7 +44,9 @@ class Rows:
         sampling_confidence: bool,
         top_p_first: bool,
     ) -> None:
-        self.head, self.start = head, start
+        self.head, self.vocabulary, self.start = head, vocabulary, start
+        self.per_row = (temperature, top_k, top_p, seed, row_ids, step)
+        self.options = (suppress_ids, sampling_confidence, top_p_first)
         rows = head.rows
         by_k = (top_k > 0) & (top_k < vocabulary)
         by_p = ~(top_p >= 1)
@@ -55,20 +59,20 @@ class Rows:
             # One more than k, so that the k-th is known to be above all that is not kept.
             held = min(int(top_k.masked_fill(~(by_k & filtered), 0).amax()) + 1, MOST_HELD)
             held = max(held, HELD) if bool((by_p & filtered).any()) else held
-        searched = rows if self.any_filtered else 0
+        searching = rows if self.any_filtered else 0
         self.parts = torch.tensor([-math.inf, -1.0, -math.inf, 0.0, 0.0], dtype=torch.float64).repeat(rows, 1)
         self.held = torch.empty((rows, held, 2), dtype=torch.int32)
         self.held_count = torch.zeros(rows, dtype=torch.int32)
         self.contenders = torch.zeros((rows, CONTENDER_INTS), dtype=torch.int32)
         self.todo = torch.zeros(rows, dtype=torch.int32)
         self.keep = torch.empty(rows)
-        self.search = torch.empty((searched, SEARCH_INTS), dtype=torch.int64)
-        self.bins = torch.zeros((searched, BINS), dtype=torch.int64)
+        self.search = torch.empty((searching, SEARCH_INTS), dtype=torch.int64)
+        self.bins = torch.zeros((searching if head.kept is not None else 0, BINS), dtype=torch.int64)
         self.winners = torch.empty((rows, 5), dtype=torch.float64)
         self.results = TokenScores(
             torch.empty(rows, dtype=torch.int64), *(torch.empty(rows) for _ in TokenScores._fields[1:])
         )
-        parameters = [value.contiguous() for value in (temperature, top_k, top_p, seed, row_ids, step)]
+        parameters = [value.contiguous() for value in self.per_row]
         suppressed = None if suppress_ids is None else suppress_ids.sort().values
         fields = [
             *(rows, vocabulary, torch.get_num_threads(), sampling_confidence, top_p_first),
@@ -104,6 +108,17 @@ class Rows:
         for shard in zip(parts[1:], held[1:], counts[1:], strict=True):
             self.call("merge", *(value.data_ptr() for value in shard))
 
+    def searched(self) -> Tensor:
+        """Indices of the rows whose boundary held entries do not tell."""
+        found = ((self.todo == SEARCH_K) | (self.todo == SEARCH_P)).nonzero()[:, 0]
+        # Few fp32 rows have the bits of their number: then all of them, once more.
+        return torch.arange(self.head.rows) if len(found) and self.head.rows < LEAST else found
+
+    def of(self, rows: Tensor) -> Rows:
+        """Some of the rows, from the start, with their logits in memory."""
+        head = self.head.of(rows).keep()
+        return Rows(head, self.vocabulary, self.start, *(value[rows] for value in self.per_row), *self.options)
+
     def merge_winners(self, winners: list[Tensor]) -> None:
         self.winners.copy_(winners[0])
         for shard in winners[1:]:
@@ -118,19 +133,25 @@ def score_rows(rows: Rows, gather: Gather | None = None) -> TokenScores:
     rows.over_pieces("read")
     if gather is not None:
         rows.merge(*(gather(value) for value in (rows.parts, rows.held, rows.held_count)))
+    searched = torch.empty(0, dtype=torch.int64)
     if rows.any_filtered:
         searching = rows.count("filter")
-        while searching:
+        if rows.head.kept is None:
+            searched = rows.searched()
+        while searching and rows.head.kept is not None:
             rows.over_pieces("weigh")
             if gather is not None:
                 rows.bins.copy_(torch.stack(gather(rows.bins)).sum(0))
             searching = rows.count("descend")
-    if rows.any_drawn:
+    if rows.any_drawn and len(searched) < rows.head.rows:
         if rows.count("settle"):
             rows.over_pieces("draw")
         if gather is not None:
             rows.merge_winners(gather(rows.winners))
     rows.call("finish")
+    for some in searched.split(SEARCHED) if len(searched) else ():
+        for result, value in zip(rows.results, score_rows(rows.of(some), gather), strict=True):
+            result[some] = value
     return rows.results
 
 

@@ -7,7 +7,8 @@ from tolerances import assert_equal, assert_no_worse
 from torch.nn.functional import linear
 
 from dlm_kernels import InvalidArgumentError, TokenScores, score_hidden, score_tokens
-from dlm_kernels.lm_head import LEAST, Head, bounds
+from dlm_kernels.dispatch import backend_status
+from dlm_kernels.lm_head import LEAST, Head, bounds, piece_width
 from dlm_kernels.rng import gumbel
 from kernels.operators import check_compiles, check_operator
 from kernels.rows import NAMES, awkward_rows
@@ -143,6 +144,8 @@ def test_logits_have_the_same_bits_in_every_split(dtype, dimension):
 
 @pytest.mark.parametrize("vocabulary", [1, 15, 16, 4095, 4096, 4097, 4111, 4112, 8193, 126464, 126465])
 def test_pieces_cover_the_vocabulary_and_none_is_narrow(vocabulary):
+    for rows, width in ((0, 32768), (1, 32768), (33, 28672), (64, 16384), (256, 4096), (4096, 4096)):
+        assert piece_width(rows) == width
     ends = bounds(vocabulary, 4096)
     sizes = [end - begin for begin, end in pairwise(ends)]
     assert ends[0] == 0
@@ -269,20 +272,24 @@ def peak_bytes(function):
     return peak
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 50, "top_p": 0.9}], ids=str
-)
-def test_memory(options):
-    """The logits of 64 rows would take 32 MB in fp32; what is allocated grows neither with the vocabulary nor with D."""
-    from dlm_kernels.dispatch import backend_status
-
+@pytest.mark.parametrize("case", ["greedy", "noise", "top_p", "flat_top_p"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_memory(dtype, case):
+    """256 rows: less than a twentieth of their logits in fp32, 129 MB, is ever allocated."""
     if not backend_status("cpu").available:
         pytest.skip(backend_status("cpu").reason)
-    rows, vocabulary = 64, 126464
-    hidden, weight = torch.randn(rows, 8), torch.randn(vocabulary, 8)
-    assert peak_bytes(lambda: linear(hidden, weight)) == 4 * rows * vocabulary
+    rows, vocabulary = 256, 126464
+    hidden, weight = torch.randn(rows, 8).to(dtype), torch.randn(vocabulary, 8).to(dtype)
+    options = {"greedy": {}, "noise": {"temperature": 1.0}}.get(case, {"temperature": 1.0, "top_p": 0.5})
+    hidden *= 8
+    hidden[: 9 if case == "flat_top_p" else 0] *= 0.01  # to be searched, which takes a while
     peak = peak_bytes(lambda: score_hidden(hidden, weight, backend="cpu", **options))
-    assert 4 * rows * 4096 <= peak < 0.05 * 4 * rows * vocabulary
+    assert dtype.itemsize * rows * 4096 <= peak < 0.05 * 4 * rows * vocabulary
+
+
+def test_what_is_counted_as_memory():
+    hidden, weight = torch.randn(50, 8), torch.randn(3000, 8)
+    assert peak_bytes(lambda: linear(hidden, weight)) == 4 * 50 * 3000
 
 
 def test_opcheck_and_compile(backend):
