@@ -1,9 +1,9 @@
 """LM head and scores, a block of rows at a time: the logits of a block, in memory used again for the next, then `score_tokens`.
 
-Rows rather than pieces of the vocabulary, because temperature and filters are known to the device only: a draw and a filter look
-at the logits again, and pieces would have to be multiplied again for it even where all rows are greedy. A block is so large
-(64 MB of logits: 256 rows of 126,464 in bf16) that reading the weight once per block costs no more than the multiplication, on
-GPUs whose products are bound by arithmetic from some 200 rows on. The product is the BLAS's.
+Rows rather than pieces of the vocabulary, because temperature and filters are known to the device only: a draw and a filter
+look at the logits again, and pieces would have to be multiplied again for it even where all rows are greedy. A block is 64 MB
+of logits (256 rows of 126,464 in bf16): so large that reading the weight once per block costs no more than the multiplication,
+on GPUs whose products are bound by arithmetic from some 200 rows on. The product is the BLAS's.
 """
 
 from __future__ import annotations
@@ -54,7 +54,12 @@ def score_hidden(
         project(x, weight, bias, logits[: x.shape[0]])
         launch_score_tokens(
             logits[None, :count],
-            *(value[None, block] for value in (temperature, top_k, top_p, seed, row_ids, step)),
+            temperature[None, block],
+            top_k[None, block],
+            top_p[None, block],
+            seed[None, block],
+            row_ids[None, block],
+            step[None, block],
             suppress_ids,
             None if eligible is None else eligible[None, block],
             sampling_confidence,

@@ -274,7 +274,8 @@ def launch_score_tokens(
     programs = triton.cdiv(count, shape.rows)
     if crowd is None:
         rest = (
-            temperature, top_k, top_p, seed, row_ids, step, suppress_ids, eligible, sampling_confidence, top_p_first, out, scratch
+            temperature, top_k, top_p, seed, row_ids, step, suppress_ids, eligible, sampling_confidence, top_p_first, out,
+            scratch,
         )  # fmt: skip
 
         def measure(crowd: str) -> float:
