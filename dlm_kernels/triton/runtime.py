@@ -31,7 +31,6 @@ SMALLEST_BLOCK = 16
 # A GPU does a row per program, even a short one: more rows a tile take more registers for what is kept per row. The interpreter
 # pays per operation, not per element, and does many rows at a time.
 INTERPRETED_ELEMENTS = 2**16
-PROGRAMS_PER_MULTIPROCESSOR = 4
 MULTIPROCESSORS = 132  # assumed where there is no GPU to ask: H100's
 
 
@@ -58,9 +57,9 @@ def warps(elements: int, per_thread: int = 16) -> int:
     return min(16, max(1, elements // (32 * per_thread)))
 
 
-def split(row_programs: int, tiles: int, device: torch.device) -> tuple[int, int]:
-    """(programs that share a row, tiles of each): enough programs to fill the GPU, no more."""
-    wanted = triton.cdiv(PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(device), max(row_programs, 1))
+def split(row_programs: int, tiles: int, crowd: int, device: torch.device) -> tuple[int, int]:
+    """(programs that share a row, tiles of each): `crowd` programs per multiprocessor, if there are tiles for them."""
+    wanted = triton.cdiv(crowd * multiprocessors(device), max(row_programs, 1))
     each = triton.cdiv(tiles, min(wanted, tiles))
     return triton.cdiv(tiles, each), each
 

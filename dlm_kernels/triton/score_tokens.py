@@ -41,12 +41,19 @@ from dlm_kernels.triton.rows import (
     store_state,
     tile_state,
 )
-from dlm_kernels.triton.runtime import launch, split, strided, tiling, warps
+from dlm_kernels.triton.runtime import choose, launch, milliseconds, split, strided, tiling, warps
 
 GUMBEL_STREAM = tl.constexpr(spec.GUMBEL_STREAM)
 # A tile cannot win if its maximum plus the largest noise (22.88) stays below the row's maximum with the smallest (-2.82).
 HOPELESS = tl.constexpr(-26.0)
 WEIGHTLESS = tl.constexpr(-104.0)  # e^this is 0 in fp32
+
+CROWDS = (
+    "4",
+    "2",
+    "8",
+    "16",
+)  # programs per multiprocessor that share long rows, the default first; no bit depends on it
 
 # Bits of the ordered fp32 key that do not tell values of the dtype apart.
 KEY_SHIFT = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}
@@ -206,7 +213,7 @@ class Scratch(NamedTuple):
 Scores = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def allocate_scores(shape: tuple[int, int], device: torch.device) -> Scores:
+def allocate_scores(shape: tuple[int, ...], device: torch.device) -> Scores:
     """(token, confidence, margin, entropy, logsumexp) of `shape`."""
     floats = (torch.empty(shape, dtype=torch.float32, device=device) for _ in range(4))
     return torch.empty(shape, dtype=torch.int64, device=device), *floats  # type: ignore[return-value]
@@ -257,14 +264,25 @@ def launch_score_tokens(
     eligible: Tensor | None,
     sampling_confidence: bool,
     top_p_first: bool,
-    out: Scores,  # contiguous
+    out: tuple[Tensor, ...],  # contiguous
     scratch: Scratch,
+    crowd: int | None = None,  # programs per multiprocessor
 ) -> None:
     batch, length, vocabulary = logits.shape
     count = batch * length
     shape = tiling(vocabulary)
     programs = triton.cdiv(count, shape.rows)
-    shares, each = split(programs, shape.tiles, logits.device)
+    if crowd is None:
+        rest = (
+            temperature, top_k, top_p, seed, row_ids, step, suppress_ids, eligible, sampling_confidence, top_p_first, out,
+            scratch,
+        )  # fmt: skip
+
+        def measure(crowd: str) -> float:
+            return milliseconds(lambda: launch_score_tokens(logits, *rest, int(crowd)))
+
+        crowd = int(choose("score_tokens", vocabulary, logits.dtype, count, logits.device, CROWDS, measure))
+    shares, each = split(programs, shape.tiles, crowd, logits.device)
     x, live, heat = strided(logits), strided(eligible), strided(temperature)
     ids = None if suppress_ids is None else suppress_ids.contiguous()
     suppressed = 0 if ids is None else ids.numel()

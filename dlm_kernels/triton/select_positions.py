@@ -184,10 +184,10 @@ def launch_select_positions(
     negate: bool = False,  # ranks by -score
 ) -> None:
     batch, length = score.shape
-    quota, threshold, factor, entropy_bound, at_least = (
-        rule if rule is None or rule.is_contiguous() else rule.contiguous()
-        for rule in (quota, threshold, factor, entropy_bound, at_least)
+    rules = (
+        None if rule is None else rule.contiguous() for rule in (quota, threshold, factor, entropy_bound, at_least)
     )
+    quota, threshold, factor, entropy_bound, least = rules
     values, live = strided(score), strided(eligible)
     uncertainty = strided(entropy) if entropy_bound is not None else None
     tokens: tuple[Any, ...] = (None,) * 4 if commit is None else (strided(commit.tokens), *commit[1:])
@@ -196,7 +196,7 @@ def launch_select_positions(
         num_warps=warps(RANKED * AGAINST), NEGATE=negate, RANKED=RANKED, AGAINST=AGAINST,
     )  # fmt: skip
     launch(
-        choose_kernel, (batch,), values, live, quota, threshold, factor, entropy_bound, uncertainty, at_least, length,
+        choose_kernel, (batch,), values, live, quota, threshold, factor, entropy_bound, uncertainty, least, length,
         *scratch, selected, *tokens, num_warps=warps(BLOCK, 4), NEGATE=negate, STRICT=strict, BLOCK=BLOCK,
     )  # fmt: skip
 

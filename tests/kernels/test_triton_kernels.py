@@ -1,4 +1,4 @@
-"""What is particular to the Triton kernels. Runs in their interpreter: in the process that test_triton_interpreter.py starts."""
+"""What is particular to the Triton kernels. Runs in their interpreter: in the process of test_triton_interpreter.py."""
 
 import math
 import os
