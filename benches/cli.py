@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
+from dlm_benches.gpu_check import gpu_check
 from dlm_benches.kernels import kernels
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Demonstrations, training and benchmarks of dlm-kernels."
 )
 app.command()(kernels)
+app.command("gpu-check")(gpu_check)
 
 
 @app.command()

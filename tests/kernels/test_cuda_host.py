@@ -185,7 +185,9 @@ def test_long_rows_are_ranked_in_global_memory(length):
 
 
 @pytest.mark.parametrize("length", [0, 1, 9, 130, 5000])
-@pytest.mark.parametrize("rules", [(), ("threshold",), ("quota",), ("probability",), ("threshold", "quota", "probability")])
+@pytest.mark.parametrize(
+    "rules", [(), ("threshold",), ("quota",), ("probability",), ("threshold", "quota", "probability")]
+)
 def test_revocations_are_those_of_the_reference(length, rules):
     batch, mask = 7, 9
     tokens = torch.randint(0, 10, (batch, length))
@@ -227,7 +229,9 @@ VIEWS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.uint8, torch.complex128])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.uint8, torch.complex128]
+)
 @pytest.mark.parametrize("view", VIEWS)
 def test_rows_are_gathered_and_scattered_as_by_the_reference(view, dtype):
     source = VIEWS[view](dtype)
