@@ -3,9 +3,9 @@
 #include <new>
 #include <vector>
 
-#include "common/select.h"
 #include "cpu/dlmk.h"
 #include "cpu/parallel.h"
+#include "cpu/single_thread.h"
 
 namespace dlmk {
 namespace {
@@ -19,23 +19,6 @@ template <class T>
 const T* address(int64_t value) {
   return reinterpret_cast<const T*>(value);
 }
-
-// The block of common/select.h that a CPU thread is.
-class SingleThread {
- public:
-  int64_t rank() const { return 0; }
-  int64_t size() const { return 1; }
-  void sync() {}
-  int64_t total(int64_t n) const { return n; }
-  int64_t highest(int64_t n) const { return n; }
-  void clear_slots() { slots_ = 0; }
-  int64_t slot() { return slots_++; }
-  int64_t slots() const { return slots_; }
-  void sort(uint64_t* keys, int64_t n) { std::sort(keys, keys + n); }
-
- private:
-  int64_t slots_ = 0;
-};
 
 SelectRules rules_of(const DlmkSelectArgs& a, int64_t b) {
   const auto value = [b](int64_t rule) { return rule ? address<float>(rule)[b] : 0.0f; };
