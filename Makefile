@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 export DLMK_BUILD ?= $(if $(shell command -v $(CXX) 2>/dev/null),require,auto)
 INPUTS := pyproject.toml setup.py dlm_kernels/cpu/build_config.py $(shell find csrc -type f -name '*.[hc]*' 2>/dev/null)
 
-.PHONY: demo test test-slow gpu-check lint format build clean
+.PHONY: demo test test-slow lint format build clean
 
 demo: $(STAMP)
 	$(BIN)/dlm-bench demo
@@ -18,10 +18,6 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
-
-# Op tests, CUDA graphs, races and times on a GPU; says so and ends well where there is none.
-gpu-check: $(STAMP)
-	$(BIN)/dlm-bench gpu-check
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -44,6 +40,11 @@ $(STAMP): $(INPUTS)
 
 build: $(STAMP)
 	$(BIN)/python -m build
+
+# Op tests, CUDA graphs, races and times on a GPU; says so and ends well where there is none.
+.PHONY: gpu-check
+gpu-check: $(STAMP)
+	$(BIN)/dlm-bench gpu-check
 
 clean:
 	rm -rf build dist demo-out *.egg-info $(STAMP)

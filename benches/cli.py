@@ -7,14 +7,12 @@ from typing import Annotated
 
 import typer
 
-from dlm_benches.gpu_check import gpu_check
 from dlm_benches.kernels import kernels
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Demonstrations, training and benchmarks of dlm-kernels."
 )
 app.command()(kernels)
-app.command("gpu-check")(gpu_check)
 
 
 @app.command()
@@ -48,6 +46,18 @@ def train(
         run(name, out, steps=steps, seed=seed, resume=resume)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+@app.command()
+def gpu_check(
+    out: Annotated[Path, typer.Option(help="Folder for gpu_<name>.json.")] = Path("benches/results"),
+    tests: Annotated[bool, typer.Option(help="Run the tests before anything is timed.")] = True,
+) -> None:
+    """Op tests, CUDA graphs, compute-sanitizer and times on a GPU; skipped where there is none."""
+    from dlm_benches.gpu_check import check
+
+    if not check(out, tests):
+        raise typer.Exit(1)
 
 
 def main() -> None:

@@ -13,10 +13,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 
 from dlm_benches.environment import environment
 from dlm_benches.stats import quantile
@@ -43,16 +42,13 @@ FLUSH_BYTES = 2**28  # more than the second-level cache of any GPU in use
 VOCABULARIES = (126464, 151936)
 
 
-def gpu_check(
-    out: Annotated[Path, typer.Option(help="Folder for gpu_<name>.json.")] = Path("benches/results"),
-    tests: Annotated[bool, typer.Option(help="Run the tests before anything is timed.")] = True,
-) -> None:
-    """Op tests, CUDA graphs, compute-sanitizer and times on a GPU; skipped where there is none."""
+def check(out: Path, tests: bool) -> bool:
+    """Tests, then times, then `out`/gpu_<name>.json. Whether the tests passed; True where there is no GPU."""
     if not torch.cuda.is_available():
         print("skipped: no GPU")
-        return
+        return True
     if tests and not run_tests():
-        raise typer.Exit(1)
+        return False
     results = [record for name, case in cases().items() for record in time_case(name, *case)]
     for record in results:
         print("{op:18} {backend:10} {rows:5} rows  {median_ms:8.4f} ms  {gb_per_s:8.1f} GB/s".format(**record))
@@ -60,6 +56,7 @@ def gpu_check(
     name = re.sub(r"\W+", "_", torch.cuda.get_device_name()).lower()
     out.mkdir(parents=True, exist_ok=True)
     (out / f"gpu_{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+    return True
 
 
 def run_tests() -> bool:
