@@ -50,5 +50,10 @@ $(STAMP): $(INPUTS)
 build: $(STAMP)
 	$(BIN)/python -m build
 
+# Op tests, CUDA graphs, races and times on a GPU; says so and ends well where there is none.
+.PHONY: gpu-check
+gpu-check: $(STAMP)
+	$(BIN)/dlm-bench gpu-check
+
 clean:
 	rm -rf build dist demo-out bench.json .benchmarks *.egg-info $(STAMP)

@@ -64,6 +64,18 @@ def train(
         raise typer.BadParameter(str(error)) from None
 
 
+@app.command()
+def gpu_check(
+    out: Annotated[Path, typer.Option(help="Folder for gpu_<name>.json.")] = Path("benches/results"),
+    tests: Annotated[bool, typer.Option(help="Run the tests before anything is timed.")] = True,
+) -> None:
+    """Op tests, CUDA graphs, compute-sanitizer and times on a GPU; skipped where there is none."""
+    from dlm_benches.gpu_check import check
+
+    if not check(out, tests):
+        raise typer.Exit(1)
+
+
 def main() -> None:
     app()
 

@@ -4,6 +4,10 @@ import math
 
 import pytest
 import torch
+from backends import DEVICE, backends_with
+
+if DEVICE != "cpu":  # before the test modules make the tensors of their tables
+    torch.set_default_device(DEVICE)
 
 INTEGER_POISON = 0x55
 BOOL_POISON = True
@@ -14,8 +18,6 @@ def pytest_generate_tests(metafunc):
 
     `OP = "<op>"` in a test's module leaves out the backends that have no kernel for it.
     """
-    from backends import backends_with
-
     names = backends_with(getattr(metafunc.module, "OP", None))
     if "backend" in metafunc.fixturenames:
         metafunc.parametrize("backend", names, indirect=True)

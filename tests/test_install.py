@@ -99,13 +99,25 @@ def test_pip_install(tmp_path, environment, isolated, compiler):
 
 def test_a_wheel_has_the_cuda_sources(tmp_path):
     tree = copy_of_tree(tmp_path)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+    ]
     result = subprocess.run(
         [*command, str(tree)], env={**os.environ, "DLMK_BUILD": "0"}, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stdout + result.stderr
     packed = zipfile.ZipFile(next(tmp_path.glob("*.whl")))
-    sources = {path.relative_to(ROOT / "csrc") for part in ("common", "cuda") for path in (ROOT / "csrc" / part).iterdir()}
+    sources = {
+        path.relative_to(ROOT / "csrc") for part in ("common", "cuda") for path in (ROOT / "csrc" / part).iterdir()
+    }
     assert len(sources) > 15
     for path in sources:
         assert packed.read(f"dlm_kernels/cuda/src/{path}") == (ROOT / "csrc" / path).read_bytes()

@@ -2,7 +2,7 @@
 #include <vector>
 
 #include "cpu/arguments.h"
-#include "cpu/block.h"
+#include "cpu/single_thread.h"
 
 namespace dlmk {
 namespace {

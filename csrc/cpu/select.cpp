@@ -2,8 +2,8 @@
 #include <vector>
 
 #include "cpu/arguments.h"
-#include "cpu/block.h"
 #include "cpu/parallel.h"
+#include "cpu/single_thread.h"
 
 namespace dlmk {
 namespace {

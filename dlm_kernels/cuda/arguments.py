@@ -25,11 +25,12 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def key_scratch(batch: int, length: int, device: torch.device) -> Tensor | None:
-    """Memory in which rows are ranked that are too long for a block's own."""
+def key_scratch(like: Tensor) -> Tensor | None:
+    """Memory in which the rows of a [B, L, ...] tensor are ranked if they are too long for a block's own."""
+    batch, length = like.shape[:2]
     if length <= SHARED_KEYS:
         return None
-    return torch.empty(batch, padded(length), dtype=torch.int64, device=device)
+    return torch.empty(batch, padded(length), dtype=torch.int64, device=like.device)
 
 
 def padded(n: int) -> int:

@@ -55,9 +55,28 @@ def denoise_step_(
     """(committed int32 [B], remaining int32 [B], confidence fp32 [B, L], selected bool [B, L])."""
     stats, scratch = allocate_stats(tokens), allocate_scratch(logits)
     launch_step(
-        *(stats, scratch, tokens, logits, mask_id, temperature, top_k, top_p, seed, row_ids, step),
-        *(suppress_ids, eligible, sampling_confidence, top_p_first, score),
-        *(quota, threshold, factor, entropy_bound, at_least, strict),
+        stats,
+        scratch,
+        tokens,
+        logits,
+        mask_id,
+        temperature,
+        top_k,
+        top_p,
+        seed,
+        row_ids,
+        step,
+        suppress_ids,
+        eligible,
+        sampling_confidence,
+        top_p_first,
+        score,
+        quota,
+        threshold,
+        factor,
+        entropy_bound,
+        at_least,
+        strict,
     )
     return stats
 
@@ -80,7 +99,7 @@ def allocate_scratch(logits: Tensor) -> Scratch:
         torch.empty(shape, dtype=torch.float32, device=device),
         torch.empty(shape, dtype=torch.float32, device=device),
         torch.empty(shape, dtype=torch.bool, device=device),
-        key_scratch(*shape, device),
+        key_scratch(logits),
     )
 
 
@@ -112,10 +131,9 @@ def launch_step(
     batch, length = tokens.shape
     if batch == 0:
         return
-    committed, remaining, confidence, selected = stats
     if length == 0:
-        committed.zero_()
-        remaining.zero_()
+        for counts in stats[:2]:
+            counts.zero_()
         return
     fields = launch_parts(
         *(scratch.parts, logits, temperature, top_k, top_p, seed, row_ids, step),

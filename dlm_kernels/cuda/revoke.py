@@ -28,7 +28,7 @@ def revoke_(
     """(remasked int32 [B], revoked bool [B, L])."""
     remasked = torch.empty(tokens.shape[0], dtype=torch.int32, device=tokens.device)
     revoked = torch.empty(tokens.shape, dtype=torch.bool, device=tokens.device)
-    keys = key_scratch(*tokens.shape, tokens.device)
+    keys = key_scratch(tokens)
     launch_revocation(
         *(remasked, revoked, keys, tokens, confidence, mask_id, eligible, threshold, quota, probability, committed),
         *(seed, row_ids, step),

@@ -12,4 +12,6 @@ KERNEL = Kernel("scatter_rows", "dlmk_scatter_rows", COPY_THREADS)
 
 def scatter_rows_(target: Tensor, positions: Tensor, rows: Tensor) -> None:
     """target[b, positions[b, m]] = rows[b, m] in the order of m; positions that are not in [0, N) write nothing."""
+    if rows.untyped_storage().data_ptr() == target.untyped_storage().data_ptr():
+        rows = rows.clone()  # all is read before anything is written
     launch_copies(KERNEL, rows, positions, target, target.shape[1])

@@ -25,7 +25,7 @@ def select_positions(
 ) -> Tensor:
     """bool [B, L]: the union of what the rules choose and the `at_least` best, within `eligible`."""
     selected = torch.empty(score.shape, dtype=torch.bool, device=score.device)
-    keys = key_scratch(*score.shape, score.device)
+    keys = key_scratch(score)
     launch_selection(
         selected, keys, score, eligible, quota, threshold, factor, entropy_bound, entropy, at_least, strict
     )

@@ -21,7 +21,8 @@ HERE = Path(__file__).resolve().parent
 BUILD = HERE.parent.parent / "build" / "cuda_host"
 # No contraction: as the kernels are compiled for a GPU, and as they must round.
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas"]
-COUNTED_BY_THREAD = ("dlmk_finish_scores", "dlmk_commit", "dlmk_keyed_uniform")  # their number of blocks goes with the number of threads
+# Their number of blocks goes with the number of threads.
+COUNTED_BY_THREAD = ("dlmk_finish_scores", "dlmk_commit", "dlmk_keyed_uniform")
 
 threads = 8  # of an emulated block, at most
 order = 1  # seeds the order in which the threads run

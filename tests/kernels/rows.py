@@ -13,7 +13,7 @@ NAMES = (
 
 def awkward_rows(vocabulary, dtype, seed=0):
     """[len(NAMES), V]; what does not fit into V entries or the dtype's range is clipped."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     largest = min(3e38, torch.finfo(dtype).max)
     x = torch.randn(len(NAMES), vocabulary, generator=generator) * 3
     at = {name: x[i] for i, name in enumerate(NAMES)}

@@ -55,7 +55,16 @@ def test_philox_known_answers():
 
 def test_op_tests_pass_on_the_kernels():
     """The tests of every op that the CUDA backend has, but for the largest vocabularies."""
-    files = ("score_tokens", "select_positions", "denoise_step", "commit", "rng")
+    files = (
+        "score_tokens",
+        "select_positions",
+        "denoise_step",
+        "commit",
+        "rng",
+        "revoke",
+        "gather_rows",
+        "scatter_rows",
+    )
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "kernels.cuda_host"]
     selection = ["-k", "cuda and not 126464 and not 151936", *(str(HERE / f"test_{name}.py") for name in files)]
     path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
@@ -185,7 +194,9 @@ def test_long_rows_are_ranked_in_global_memory(length):
 
 
 @pytest.mark.parametrize("length", [0, 1, 9, 130, 5000])
-@pytest.mark.parametrize("rules", [(), ("threshold",), ("quota",), ("probability",), ("threshold", "quota", "probability")])
+@pytest.mark.parametrize(
+    "rules", [(), ("threshold",), ("quota",), ("probability",), ("threshold", "quota", "probability")]
+)
 def test_revocations_are_those_of_the_reference(length, rules):
     batch, mask = 7, 9
     tokens = torch.randint(0, 10, (batch, length))
@@ -227,7 +238,9 @@ VIEWS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.uint8, torch.complex128])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.uint8, torch.complex128]
+)
 @pytest.mark.parametrize("view", VIEWS)
 def test_rows_are_gathered_and_scattered_as_by_the_reference(view, dtype):
     source = VIEWS[view](dtype)
@@ -240,6 +253,13 @@ def test_rows_are_gathered_and_scattered_as_by_the_reference(view, dtype):
         for target, name in zip(targets, BACKENDS, strict=True):
             scatter_rows_(target, positions, rows, backend=name)
         assert_equal("target", *targets)
+
+
+def test_rows_of_the_target_are_read_before_they_are_written():
+    target = torch.arange(12.0).view(1, 6, 2)
+    wanted = target[:, [5, 0, 1, 2, 3, 4]].clone()
+    scatter_rows_(target, torch.tensor([[1, 2, 3, 4, 5, 0]]), target, backend="cuda")
+    assert_equal("target", target, wanted)
 
 
 def test_row_ids_key_the_draws():

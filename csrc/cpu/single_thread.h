@@ -1,4 +1,4 @@
-// The block of common/select.h that a CPU thread is.
+// Code written over a block of threads (common/select.h), run by one.
 #pragma once
 
 #include <algorithm>
