@@ -83,19 +83,18 @@ DLMK_FN float uniform_from_word(uint32_t word) {
   return u < 0.99999994f ? u : 0.99999994f;         // 1 - 2^-24
 }
 
+// -log(1 - u), without the cancellation of 1 - u where u is small.
+DLMK_FN float exponential_from_uniform(float u) {
+  float e = u * 0.2f + 0.25f;
+  e = u * e + 0.33333334f;
+  e = u * e + 0.5f;
+  e = u * e + 1.0f;
+  e = u * e;
+  return u < 0.0625f ? e : -portable_log(1.0f - u);
+}
+
 DLMK_FN float gumbel_from_word(uint32_t word) {
-  float u = uniform_from_word(word);
-  float e;  // -log(1 - u)
-  if (u < 0.0625f) {
-    e = u * 0.2f + 0.25f;
-    e = u * e + 0.33333334f;
-    e = u * e + 0.5f;
-    e = u * e + 1.0f;
-    e = u * e;
-  } else {
-    e = -portable_log(1.0f - u);
-  }
-  return -portable_log(e);
+  return -portable_log(exponential_from_uniform(uniform_from_word(word)));
 }
 
 // The largest Gumbel value that gumbel_from_word returns (word 0), rounded up.

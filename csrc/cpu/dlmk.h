@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#define DLMK_ABI_VERSION 1
+#define DLMK_ABI_VERSION 2
 
 #pragma GCC visibility push(default)
 extern "C" {
@@ -40,6 +40,59 @@ struct DlmkSelectArgs {
   int64_t selected;  // output bool [B, L], contiguous
 };
 
+// Of the steps: tokens [B, L] are written; `changed` is an output bool [B, L], contiguous; [B] arguments are contiguous.
+struct DlmkAbsorbingArgs {
+  DlmkRows tokens;  // int64
+  int64_t mask_id, alpha_t, alpha_s;  // double [B]
+  DlmkRows sigma;                     // double
+  int64_t changed;
+};
+
+struct DlmkUniformArgs {
+  DlmkRows tokens;                          // int64
+  int64_t alpha_t, alpha_s, leave_one_out;  // double [B]
+  int64_t changed;
+};
+
+struct DlmkScoreEntropyArgs {
+  int64_t log_score, dtype, B, L, V, stride_b, stride_l;  // the last dimension is contiguous
+  DlmkRows tokens;                                        // int64
+  int64_t mask_id;                                        // -1: the uniform graph
+  int64_t delta_sigma, analytic, denoise;                 // double [B]
+  DlmkRows eligible;                                      // bool
+  DlmkRows seed, row_ids, step;                           // int64
+  int64_t threads, changed;
+};
+
+struct DlmkRevokeArgs {
+  int64_t B, L;
+  DlmkRows tokens;      // int64, written
+  DlmkRows confidence;  // float
+  int64_t mask_id;
+  DlmkRows eligible;              // bool
+  int64_t threshold, quota;       // [B] contiguous: float, int64; 0: absent
+  DlmkRows probability;           // float
+  int64_t committed;              // int64 [B]; 0: absent
+  DlmkRows seed, row_ids, step;   // int64
+  int64_t remasked, revoked;      // outputs int32 [B], bool [B, L], contiguous
+};
+
+// A [B, L, D] argument: address, dtype and strides in elements. Address 0: absent.
+struct DlmkVectors {
+  int64_t data, dtype, stride_b, stride_l, stride_d;
+};
+
+struct DlmkGaussianArgs {
+  int64_t B, L, D;
+  DlmkVectors x, denoised, denoised_before;             // x is written
+  int64_t alpha_t, sigma_t, alpha_s, sigma_s, eta;      // double [B] contiguous
+  int64_t alpha_before, sigma_before;                   // double [B] contiguous, with denoised_before
+  DlmkRows eligible;                                    // bool
+  int64_t noisy;
+  DlmkRows seed, row_ids, step;  // int64
+  int64_t threads;
+};
+
 int dlmk_abi_version();
 // "scalar", "avx2" or "avx512": what the processor offers, unless DLM_KERNELS_CPU_ISA asked for less.
 const char* dlmk_isa();
@@ -57,6 +110,11 @@ void dlmk_commit(int64_t* tokens, int64_t tokens_b, int64_t tokens_l, const int6
 int dlmk_denoise_step(const DlmkScoreArgs* score, const DlmkSelectArgs* select, int64_t* tokens, int64_t tokens_b,
                       int64_t tokens_l, int64_t mask_id, int64_t score_kind, bool* eligible_out, float* ranked,
                       int32_t* committed, int32_t* remaining);
+int dlmk_absorbing_step(const DlmkScoreArgs* score, const DlmkAbsorbingArgs* args);  // score's outputs are not used
+int dlmk_uniform_step(const DlmkScoreArgs* score, const DlmkUniformArgs* args);
+int dlmk_score_entropy_step(const DlmkScoreEntropyArgs* args);
+int dlmk_revoke(const DlmkRevokeArgs* args);
+int dlmk_gaussian_step(const DlmkGaussianArgs* args);
 void dlmk_keyed_uniform(const int64_t* seed, const int64_t* row_ids, const int64_t* step, int64_t n, int64_t stream,
                         float* out);
 // For tests: the portable functions, n values each. kind: 0 log, 1 exp, 2 uniform, 3 gumbel (of 32-bit words).

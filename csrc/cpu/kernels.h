@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "common/philox.h"
+#include "common/posterior.h"
 
 namespace dlmk {
 
@@ -35,6 +35,13 @@ struct Sampling {
   DrawKey key;
 };
 
+// A position that moves by score entropy: the weights of its other states, whose log scores are x.
+struct StateDraw {
+  ScoreWeights weights;
+  float log_slope;  // the weight is at most e^(x + log_slope)
+  DrawKey key;
+};
+
 struct ChunkKernels {
   const char* name;
   // fp32 view of n logits at `source` (dtype as in dlmk.h): the source itself, or `buffer` after conversion; and their maximum.
@@ -48,16 +55,24 @@ struct ChunkKernels {
   void (*sums)(const float* x, int64_t n, float max, const char* ahead, int64_t ahead_bytes, float* s, float* t);
   // s and t over y = (x - m) / temperature of the entries >= keep.
   void (*kept_sums)(const float* x, int64_t n, const Sampling& row, float* s, float* t);
+  // Sum of e^y in fp64 over y = (x - m) / temperature of the entries >= keep; y at most 700.
+  double (*exact_sum)(const float* x, int64_t n, const Sampling& row);
   // Adds the mass of every entry >= keep to the bin of its y = (x - m) / temperature: floor(-y kMassBins / kNoMass).
   void (*masses)(const float* x, int64_t n, const Sampling& row, int64_t* bins);
   // Copies the entries that `masses` counts in one bin; their number.
   int64_t (*collect_bin)(const float* x, int64_t n, const Sampling& row, int bin, float* out);
   // Draws for n entries, the first of which is vocabulary entry `first` (a multiple of 4); `max` bounds them.
   void (*draw)(const float* x, int64_t n, int64_t first, float max, const Sampling& row, Best* best);
+  // The same over the logarithms of weights. No entry is NaN, no weight infinite.
+  void (*draw_state)(const float* x, int64_t n, int64_t first, float max, const StateDraw& row, Best* best);
+  // Standard normal numbers of indices first (a multiple of 4) ... first + n - 1.
+  void (*normals)(const DrawKey& key, int64_t first, int64_t n, float* out);
   // Copies the entries >= lowest, in order; their number.
   int64_t (*collect)(const float* x, int64_t n, float lowest, float* out);
   // Index of the first entry equal to `value`; n if none.
   int64_t (*find)(const float* x, int64_t n, float value);
+  // n floats at `target` in a dtype of dlmk.h.
+  void (*store)(const float* x, int64_t n, int64_t dtype, void* target);
 };
 
 extern const ChunkKernels kScalarKernels;

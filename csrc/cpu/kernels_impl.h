@@ -29,6 +29,30 @@ static inline float half_to_float(uint16_t h) {
   return bits_float(sign | float_bits(float(rest) * 5.9604644775390625e-8f));  // subnormal: rest * 2^-24
 }
 
+// To the nearest, ties to even.
+static inline uint16_t float_to_bf16(float x) {
+  const uint32_t bits = float_bits(x), rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  return uint16_t(x != x ? 0x7fc0u : rounded >> 16);
+}
+
+static inline uint16_t float_to_half(float x) {
+  const uint32_t bits = float_bits(x), size = bits & 0x7fffffffu, sign = (bits >> 16) & 0x8000u;
+  const uint32_t normal = (size - 0x38000000u + 0xfffu + ((size >> 13) & 1u)) >> 13;  // exponent bias 127 to 15
+  const uint32_t subnormal = float_bits(bits_float(size) + 0.5f) - 0x3f000000u;        // 0.5 has a last place of 2^-24
+  const uint32_t large = size > 0x7f800000u ? 0x7e00u : 0x7c00u;                       // NaN, infinity
+  return uint16_t(sign | (size >= 0x47800000u ? large : size < 0x38800000u ? subnormal : normal));
+}
+
+static void k_store(const float* x, int64_t n, int64_t dtype, void* target) {
+  uint16_t* h = static_cast<uint16_t*>(target);
+  if (dtype == 0)
+    memcpy(target, x, size_t(n) * sizeof(float));
+  else if (dtype == 1)
+    for (int64_t i = 0; i < n; ++i) h[i] = float_to_bf16(x[i]);
+  else
+    for (int64_t i = 0; i < n; ++i) h[i] = float_to_half(x[i]);
+}
+
 static float k_maximum(const float* x, int64_t n) {
   if (n < V::W) {
     float m = -INFINITY;
@@ -203,6 +227,54 @@ static void k_kept_sums(const float* x, int64_t n, const Sampling& row, float* s
       [&](V::Float e, V::Float v) { return V::select(V::ge(v, least), e, zero); }, [] {}, s, t);
 }
 
+// e^d in fp64 for d <= 700, within 4e-16 of it; 0 below -708. No branch and no call, so that loops of it become vectors.
+static inline double exact_exp(double d) {
+  const double integer = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to an integer, which is then in the low bits
+  const bool vanishes = d < -708.0;
+  d = vanishes ? 0.0 : d;
+  const double biased = d * 1.4426950408889634 + integer, n = biased - integer;
+  const double r = (d - n * 0.693147180369123816490) - n * 1.90821492927058770002e-10;  // ln 2 in two parts
+  double p = 1.0 / 6227020800;  // the Taylor series up to r^13; |r| <= log(2) / 2
+  p = p * r + 1.0 / 479001600;
+  p = p * r + 1.0 / 39916800;
+  p = p * r + 1.0 / 3628800;
+  p = p * r + 1.0 / 362880;
+  p = p * r + 1.0 / 40320;
+  p = p * r + 1.0 / 5040;
+  p = p * r + 1.0 / 720;
+  p = p * r + 1.0 / 120;
+  p = p * r + 1.0 / 24;
+  p = p * r + 1.0 / 6;
+  p = p * r + 0.5;
+  p = p * r + 1.0;
+  p = p * r + 1.0;
+  uint64_t bits, shift;
+  memcpy(&bits, &p, 8);
+  memcpy(&shift, &biased, 8);
+  bits += shift << 52;
+  memcpy(&p, &bits, 8);
+  return vanishes ? 0.0 : p;
+}
+
+static double k_exact_sum(const float* x, int64_t n, const Sampling& row) {
+  constexpr int64_t kBatch = 256, kLanes = 8;
+  const double m = row.m, keep = row.keep, inverse = 1.0 / double(row.temperature);
+  double lanes[kLanes] = {}, total = 0;
+  for (int64_t i = 0; i < n; i += kBatch) {
+    const int64_t size = n - i < kBatch ? n - i : kBatch;
+    double e[kBatch];
+    for (int64_t j = 0; j < size; ++j) {
+      const double v = x[i + j], term = exact_exp((v - m) * inverse);
+      e[j] = v >= keep ? term : 0.0;
+    }
+    for (int64_t j = size; j % kLanes; ++j) e[j] = 0;
+    for (int64_t j = 0; j < size; j += kLanes)
+      for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += e[j + lane];
+  }
+  for (double lane : lanes) total += lane;
+  return total;
+}
+
 // portable_exp, the same bits, for x <= 0.
 static inline V::Float portable_exp_lanes(V::Float x) {
   const V::Float given = x, n = V::floor(V::add(V::mul(V::set(1.44269504f), x), V::set(0.5f)));
@@ -258,103 +330,6 @@ static int64_t k_collect_bin(const float* x, int64_t n, const Sampling& row, int
   return found;
 }
 
-// Words up to this one may beat `best`: u <= -log(1 - u) = e^-g, so a draw of at least `gap` needs u <= e^-gap.
-// The slack covers the roundings of the portable logarithm and of the sums (below 1e-5 together).
-static inline uint32_t largest_word(float bound, float best) {
-  double limit = exp(double(bound) - double(best)) * 1.0001 * 4294967296.0 + 2.0;
-  return limit >= 4294967295.0 ? 0xffffffffu : uint32_t(limit);
-}
-
-// No logit below this one can win: (x - m) / temperature + the largest draw stays below `best`. The slack covers roundings.
-static inline float lowest_contender(float best, const Sampling& row) {
-  const float x = row.m + row.temperature * (best - kLargestGumbel - 0.01f);
-  const float contender = x - 1e-5f * (fabsf(x) + fabsf(row.m));
-  return contender >= row.keep ? contender : row.keep;  // NaN (an overflow): keep
-}
-
-static inline void consider(float x, int64_t index, uint32_t word, const Sampling& row, Best* best) {
-  if (!(x >= row.keep) || x == -INFINITY) return;
-  float scaled = (x - row.m) / row.temperature;
-  float value = scaled + gumbel_from_word(word);
-  if (value > best->value || (value == best->value && index < best->index)) *best = {value, index};
-}
-
-// What a row's Philox blocks have in common.
-struct PhiloxRow {
-  V::Int keys[kPhiloxRounds][2], row_low, row_high, step;
-
-  explicit PhiloxRow(const DrawKey& key)
-      : row_low(V::set_int(uint32_t(key.row_id))),
-        row_high(V::set_int(uint32_t(key.row_id >> 32))),
-        step(V::set_int(uint32_t(key.step))) {
-    uint32_t k0 = uint32_t(key.seed), k1 = uint32_t(key.seed >> 32);
-    for (auto& round : keys) {
-      round[0] = V::set_int(k0);
-      round[1] = V::set_int(k1);
-      k0 += kPhiloxW0;
-      k1 += kPhiloxW1;
-    }
-  }
-
-  // Words of W consecutive blocks: word k of each in words[k].
-  inline void group(uint32_t block, V::Int* words) const {
-    const V::Int factor0 = V::set_int(kPhiloxM0), factor1 = V::set_int(kPhiloxM1);
-    const uint32_t first = (kGumbelStream << 24) | block;
-    V::Int even[4] = {V::even(first), row_low, step, row_high}, odd[4] = {V::odd(first), row_low, step, row_high};
-    const auto mix = [&](V::Int* c, const V::Int* round) {
-      const V::Int p0 = V::multiply(c[0], factor0), p1 = V::multiply(c[2], factor1);
-      c[0] = V::exclusive(V::high(p1), V::exclusive(c[1], round[0]));
-      c[1] = p1;
-      c[2] = V::exclusive(V::high(p0), V::exclusive(c[3], round[1]));
-      c[3] = p0;
-    };
-    for (const auto& round : keys) {
-      mix(even, round);
-      mix(odd, round);
-    }
-    for (int k = 0; k < 4; ++k) words[k] = V::join(even[k], odd[k]);
-  }
-};
-
-static void k_draw(const float* x, int64_t n, int64_t first, float max, const Sampling& row, Best* best) {
-  const float bound = (max - row.m) / row.temperature;
-  uint32_t limit = largest_word(bound, best->value);
-  float lowest = lowest_contender(best->value, row);
-  const PhiloxRow philox(row.key);
-  const int64_t group = 4 * V::W;
-  int64_t i = 0;
-  for (; i + group <= n; i += group) {
-    const V::Float tallest = V::max(V::max(V::load(x + i), V::load(x + i + V::W)),
-                                    V::max(V::load(x + i + 2 * V::W), V::load(x + i + 3 * V::W)));
-    if (!V::bits(V::ge(tallest, V::set(lowest)))) continue;
-    V::Int words[4];
-    philox.group(uint32_t((first + i) >> 2), words);
-    uint32_t lanes = 0;
-    for (int k = 0; k < 4; ++k) lanes |= V::at_most(words[k], limit);
-    if (!lanes) continue;
-    uint32_t stored[4][V::W];
-    for (int k = 0; k < 4; ++k) V::store_int(stored[k], words[k]);
-    for (; lanes; lanes &= lanes - 1) {
-      const int lane = __builtin_ctz(lanes);
-      for (int k = 0; k < 4; ++k) {
-        const int64_t at = i + 4 * lane + k;
-        if (stored[k][lane] > limit || !(x[at] >= lowest)) continue;
-        const float before = best->value;
-        consider(x[at], first + at, stored[k][lane], row, best);
-        if (best->value > before) {
-          limit = largest_word(bound, best->value);
-          lowest = lowest_contender(best->value, row);
-        }
-      }
-    }
-  }
-  for (; i < n; i += 4) {
-    const Words words = keyed_words(row.key, kGumbelStream, uint32_t((first + i) >> 2));
-    for (int64_t k = 0; k < 4 && i + k < n; ++k)
-      if (words.w[k] <= limit) consider(x[i + k], first + i + k, words.w[k], row, best);
-  }
-}
-
 static int64_t k_collect(const float* x, int64_t n, float lowest, float* out) {
   int64_t i = 0, found = 0;
   V::Float bound = V::set(lowest);
@@ -379,6 +354,9 @@ static int64_t k_find(const float* x, int64_t n, float value) {
   return n;
 }
 
+#include "cpu/kernels_draw.h"
+
 static constexpr ChunkKernels table(const char* name) {
-  return {name, k_load, k_maximum, k_maximum_without, k_sums, k_kept_sums, k_masses, k_collect_bin, k_draw, k_collect, k_find};
+  return {name,     k_load,        k_maximum, k_maximum_without, k_sums,    k_kept_sums, k_exact_sum,
+          k_masses, k_collect_bin, k_draw,    k_draw_state,      k_normals, k_collect,   k_find,      k_store};
 }

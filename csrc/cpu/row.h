@@ -14,6 +14,8 @@ const ChunkKernels& kernels();
 
 // e^-32 V is below 2e-9 of a row's sum at V = 126,464: a chunk that far below the maximum changes no digit of the statistics.
 constexpr float kNegligible = 32.0f;
+// The same for a sum in fp64: e^-56 2^26 is below 2^-53.
+constexpr double kVanishing = 56;
 
 struct Row {
   const char* logits;
@@ -69,7 +71,7 @@ void chunk_statistics(const Row& row, int64_t begin, int64_t end, bool sums, Scr
 float lowest_kept(const Row& row, const RowStats& stats, const RowParameters& parameters, const ChunkStats* chunks,
                   Scratch& scratch);
 
-// Everything that follows the chunk statistics. `threads` may share the work of drawing.
+// Everything that follows the chunk statistics; without their sums the token alone. `threads` may share the work of drawing.
 RowResult finish_row(const Row& row, const RowParameters& parameters, const ChunkStats* chunks, Scratch& scratch, int threads);
 
 }  // namespace dlmk

@@ -1,10 +1,8 @@
 // score_tokens: rows over threads, or one long row over threads.
 #include <cstdlib>
 #include <cstring>
-#include <new>
 
-#include "cpu/parallel.h"
-#include "cpu/row.h"
+#include "cpu/scoring.h"
 
 namespace dlmk {
 
@@ -40,23 +38,14 @@ const Choice& choice() {
   return chosen;
 }
 
-template <class T>
-T at(const DlmkRows& rows, int64_t b, int64_t l) {
-  return reinterpret_cast<const T*>(rows.data)[b * rows.stride_b + l * rows.stride_l];
-}
-
 // A row this long is worth splitting over threads.
 constexpr int64_t kSplit = 16 * kChunk;
 
 class Scorer {
  public:
-  explicit Scorer(const DlmkScoreArgs& args) : a_(args) {
-    const int64_t* ids = reinterpret_cast<const int64_t*>(a_.suppress_ids);
-    if (ids) suppressed_.assign(ids, ids + a_.suppress_count);
-    std::sort(suppressed_.begin(), suppressed_.end());
+  explicit Scorer(const DlmkScoreArgs& args) : a_(args), scoring_(args) {
     for (int64_t r = 0; r < a_.B * a_.L; ++r) {
-      const int64_t b = r / a_.L, l = r % a_.L;
-      if (!a_.eligible.data || at<bool>(a_.eligible, b, l))
+      if (scoring_.eligible(r))
         live_.push_back(r);
       else
         put(r, {0, 0, 0, 0, -INFINITY});
@@ -64,19 +53,13 @@ class Scorer {
   }
 
   void run() {
-    const int threads = int(a_.threads), rows = int(live_.size());
-    if (threads > 1 && rows < threads && a_.V >= kSplit) return split(threads);
-    // A thread is worth waking for some ten thousand logits.
-    const int64_t work = int64_t(rows) * a_.V / 16384 + 1;
-    parallel(int(std::min<int64_t>({threads, rows, work})), [&](int thread, int team) {
-      Scratch scratch;
-      scratch.chunks.resize(size_t((a_.V + kChunk - 1) / kChunk));
-      for (size_t i = size_t(thread); i < live_.size(); i += size_t(team)) {
-        const Row r = row(live_[i]);
-        const RowParameters p = parameters(live_[i]);
-        chunk_statistics(r, 0, r.chunks(), !reshaped(r, p), scratch, scratch.chunks.data());
-        put(live_[i], finish_row(r, p, scratch.chunks.data(), scratch, 1));
-      }
+    const int threads = int(a_.threads);
+    if (threads > 1 && int(live_.size()) < threads && a_.V >= kSplit) return split(threads);
+    over_rows(live_, a_.V, threads, [&](int64_t index, Scratch& scratch) {
+      const Row r = scoring_.row(index);
+      const RowParameters p = scoring_.parameters(index);
+      chunk_statistics(r, 0, r.chunks(), !reshaped(r, p), scratch, scratch.chunks.data());
+      put(index, finish_row(r, p, scratch.chunks.data(), scratch, 1));
     });
   }
 
@@ -85,8 +68,8 @@ class Scorer {
     Scratch shared;
     shared.chunks.resize(size_t((a_.V + kChunk - 1) / kChunk));
     for (int64_t index : live_) {
-      const Row r = row(index);
-      const RowParameters p = parameters(index);
+      const Row r = scoring_.row(index);
+      const RowParameters p = scoring_.parameters(index);
       parallel(threads, [&](int thread, int team) {
         Scratch own;
         const int64_t n = r.chunks();
@@ -94,20 +77,6 @@ class Scorer {
       });
       put(index, finish_row(r, p, shared.chunks.data(), shared, threads));
     }
-  }
-
-  Row row(int64_t index) const {
-    const int64_t offset = index / a_.L * a_.stride_b + index % a_.L * a_.stride_l;
-    Row r{nullptr, a_.dtype, a_.V, &suppressed_};
-    r.logits = reinterpret_cast<const char*>(a_.logits) + offset * r.width();
-    return r;
-  }
-
-  RowParameters parameters(int64_t index) const {
-    const int64_t b = index / a_.L, l = index % a_.L;
-    const DrawKey key = {at<int64_t>(a_.seed, b, l), at<int64_t>(a_.row_ids, b, l), at<int64_t>(a_.step, b, l)};
-    return {at<float>(a_.temperature, b, l), at<float>(a_.top_p, b, l), at<int64_t>(a_.top_k, b, l), key,
-            a_.sampling_confidence != 0, a_.top_p_first != 0};
   }
 
   void put(int64_t r, const RowResult& result) const {
@@ -119,7 +88,8 @@ class Scorer {
   }
 
   const DlmkScoreArgs& a_;
-  std::vector<int64_t> suppressed_, live_;
+  const Scoring scoring_;
+  std::vector<int64_t> live_;
 };
 
 }  // namespace
@@ -142,10 +112,5 @@ void dlmk_set_openmp(void* gomp_parallel, void* get_thread_num, void* get_num_th
 }
 
 int dlmk_score_tokens(const DlmkScoreArgs* args) {
-  try {
-    dlmk::Scorer(*args).run();
-  } catch (const std::bad_alloc&) {
-    return DLMK_OUT_OF_MEMORY;
-  }
-  return DLMK_OK;
+  return dlmk::status_of([&] { dlmk::Scorer(*args).run(); });
 }

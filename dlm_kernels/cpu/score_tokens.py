@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,10 @@ from dlm_kernels.cpu.library import check, library, pack, rows
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
-def score_arguments(
+NO_OUTPUTS = (0, 0, 0, 0, 0)
+
+
+def scoring_fields(
     logits: Tensor,
     temperature: Tensor,
     top_k: Tensor,
@@ -22,10 +27,20 @@ def score_arguments(
     eligible: Tensor | None,
     sampling_confidence: bool,
     top_p_first: bool,
-) -> tuple[list[int], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
-    """The fields of `DlmkScoreArgs` and the outputs they point to."""
-    batch, length, vocabulary = logits.shape
-    shape = (batch, length)
+) -> list[int]:
+    """The fields of `DlmkScoreArgs` up to its outputs. `suppress_ids` must be contiguous and outlive the call."""
+    return [
+        *(logits.data_ptr(), DTYPES[logits.dtype], *logits.shape, logits.stride(0), logits.stride(1)),
+        *(*rows(temperature), *rows(top_k), *rows(top_p), *rows(seed), *rows(row_ids), *rows(step)),
+        *((0, 0) if suppress_ids is None else (suppress_ids.data_ptr(), suppress_ids.numel())),
+        *rows(eligible),
+        *(sampling_confidence, top_p_first, torch.get_num_threads()),
+    ]
+
+
+def score_arguments(logits: Tensor, *scoring: Any) -> tuple[list[int], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+    """The fields of `DlmkScoreArgs` and the outputs they point to; `scoring` as in `scoring_fields`."""
+    shape = logits.shape[:-1]
     outputs = (
         torch.empty(shape, dtype=torch.int64),
         torch.empty(shape),
@@ -33,15 +48,7 @@ def score_arguments(
         torch.empty(shape),
         torch.empty(shape),
     )
-    fields = [
-        *(logits.data_ptr(), DTYPES[logits.dtype], batch, length, vocabulary, logits.stride(0), logits.stride(1)),
-        *(*rows(temperature), *rows(top_k), *rows(top_p), *rows(seed), *rows(row_ids), *rows(step)),
-        *((0, 0) if suppress_ids is None else (suppress_ids.data_ptr(), suppress_ids.numel())),
-        *rows(eligible),
-        *(sampling_confidence, top_p_first, torch.get_num_threads()),
-        *(output.data_ptr() for output in outputs),
-    ]
-    return fields, outputs
+    return [*scoring_fields(logits, *scoring), *(output.data_ptr() for output in outputs)], outputs
 
 
 def score_tokens(

@@ -26,6 +26,8 @@ WORTH_A_THREAD = 2**18  # elements; starting a thread costs about what a kernel 
 def jit(function: Callable[..., Any]) -> Any:
     """`numba.njit` without the GIL and without fast math, which would change the bits; compiled code is kept on disk.
 
+    Division by zero is that of IEEE, as in the other backends, not an exception.
+
     Numba's own cache key of a function leaves out the functions it calls. The cache folder is therefore named after the
     contents of this package: a change anywhere in it compiles anew.
     """
@@ -34,9 +36,9 @@ def jit(function: Callable[..., Any]) -> Any:
     root = Path(saved) if saved else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dlm_kernels"
     config.CACHE_DIR = str(root / f"numba-{_fingerprint()}")
     try:
-        return numba.njit(nogil=True, cache=True)(function)
+        return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
     except (RuntimeError, OSError):  # no folder can be written: compile in every process
-        return numba.njit(nogil=True)(function)
+        return numba.njit(nogil=True, error_model="numpy")(function)
     finally:
         config.CACHE_DIR = saved
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -202,6 +203,21 @@ def score_rows(
         )
 
 
+def row_bits(logits: Tensor, live: Any) -> tuple[Any, Any, int]:
+    """What `widen` reads: the memory of logits [B, L, V], where each of the rows `live` [n] (of B * L) starts, and the dtype."""
+    kind, same_size, unsigned = FORMATS[logits.dtype]
+    rows, length, vocabulary = logits.shape
+    strides = logits.stride()
+    starts = live // length * strides[0] + live % length * strides[1]
+    span = (rows - 1) * strides[0] + (length - 1) * strides[1] + vocabulary
+    return logits.detach().view(same_size).as_strided((span,), (1,)).numpy().view(unsigned), starts, kind
+
+
+def token_ids(ids: Tensor | None) -> Any:
+    """A numpy array [S]; empty for None."""
+    return np.empty(0, np.int64) if ids is None else flat(ids)
+
+
 def score_tokens(
     logits: Tensor,
     temperature: Tensor,
@@ -222,15 +238,9 @@ def score_tokens(
     floats[3] = -math.inf
     live = np.arange(rows * length) if eligible is None else flat(eligible).nonzero()[0]
     if live.size:
-        kind, same_size, unsigned = FORMATS[logits.dtype]
-        strides = logits.stride()
-        starts = live // length * strides[0] + live % length * strides[1]
-        span = (rows - 1) * strides[0] + (length - 1) * strides[1] + vocabulary
-        bits = logits.detach().view(same_size).as_strided((span,), (1,)).numpy().view(unsigned)
-        suppressed = np.empty(0, np.int64) if suppress_ids is None else flat(suppress_ids)
         over_rows(
-            score_rows, live.size, live.size * vocabulary, live, bits, starts, kind, vocabulary,
-            flat(temperature), flat(top_k), flat(top_p), flat(seed), flat(row_ids), flat(step), suppressed,
+            score_rows, live.size, live.size * vocabulary, live, *row_bits(logits, live), vocabulary,
+            flat(temperature), flat(top_k), flat(top_p), flat(seed), flat(row_ids), flat(step), token_ids(suppress_ids),
             sampling_confidence, top_p_first, token.view(-1).numpy(), floats.view(4, -1).numpy(),
         )  # fmt: skip
     # Copies, because outputs of an operator must not share memory.

@@ -30,12 +30,8 @@ def absorbing_step_(
 ) -> Tensor:
     """bool [B, L]: positions that changed."""
     masked = tokens == mask_id
-    alpha_t, alpha_s = alpha_t[:, None], alpha_s[:, None]
-    # P(x_s is a token | x_t = mask). Nothing is masked at alpha_t = 1; a mask found there all the same is filled.
-    unmasks = (alpha_s - (1 - sigma) * alpha_t) / (1 - alpha_t)
-    unmasks = torch.where(alpha_t < 1, unmasks, torch.ones_like(unmasks))
-    u = keyed_uniform(seed, row_ids, step, ROUTE_STREAM).double()
-    jumps = u < torch.where(masked, unmasks, sigma)
+    u = keyed_uniform(seed, row_ids, step, ROUTE_STREAM)
+    jumps = jumping(u, masked, alpha_t, alpha_s, sigma)
     if eligible is not None:
         jumps &= eligible
     filled, remasked = jumps & masked, jumps & ~masked
@@ -44,3 +40,12 @@ def absorbing_step_(
     )[0]
     tokens.copy_(torch.where(filled, token, tokens.masked_fill(remasked, mask_id)))
     return jumps
+
+
+def jumping(u: Tensor, masked: Tensor, alpha_t: Tensor, alpha_s: Tensor, sigma: Tensor) -> Tensor:
+    """bool [B, L]: which masks become tokens and which tokens masks, by uniform numbers u fp32 [B, L]."""
+    alpha_t, alpha_s = alpha_t[:, None], alpha_s[:, None]
+    # P(x_s is a token | x_t = mask). Nothing is masked at alpha_t = 1; a mask found there all the same is filled.
+    unmasks = (alpha_s - (1 - sigma) * alpha_t) / (1 - alpha_t)
+    unmasks = torch.where(alpha_t < 1, unmasks, torch.ones_like(unmasks))
+    return u.double() < torch.where(masked, unmasks, sigma)

@@ -37,11 +37,9 @@ def uniform_step_(
         sum    alpha_t K [x_0 = x_t] + 1 - alpha_t
 
     With x_0 drawn from p(x_0 | x_t) that is the whole step. A leave-one-out denoiser p(x_0 | the rest of x_t) has not seen x_t:
-    Bayes' rule over x_0 then puts p(x_t) where [x_0 = x_t] stands, and leaves the draw of a clean token as it is.
+    Bayes' rule over x_0 then puts p(x_t) where [x_0 = x_t] stands ("agreement"), and leaves the draw of a clean token as it is.
     """
     vocabulary = logits.shape[-1]
-    alpha_t, alpha_s = alpha_t[:, None], alpha_s[:, None]
-    ratio = torch.where(alpha_s > 0, alpha_t / alpha_s, torch.ones_like(alpha_s))  # no signal at either time: no change
     token = score_tokens(
         logits, temperature, top_k, top_p, seed, row_ids, step, suppress_ids, eligible, sampling_confidence, top_p_first
     )[0]
@@ -49,19 +47,28 @@ def uniform_step_(
         agreement = probability_of(tokens, logits, temperature, top_k, top_p, suppress_ids, eligible, top_p_first)
     else:
         agreement = (token == tokens).double()
-
-    noise = (1 - ratio) * (1 - alpha_s)
-    clean = alpha_s - alpha_t
-    total = alpha_t * vocabulary * agreement + 1 - alpha_t
-    # The rare routes first, where the uniform numbers are finest.
-    u = keyed_uniform(seed, row_ids, step, ROUTE_STREAM).double() * total
+    u = keyed_uniform(seed, row_ids, step, ROUTE_STREAM)
     state = keyed_integer(seed, row_ids, step, vocabulary, STATE_STREAM)
-    after = torch.where(u < noise, state, torch.where(u < noise + clean, token, tokens))
+    takes_noise, takes_clean = routes(u, alpha_t, alpha_s, vocabulary, agreement)
+    after = torch.where(takes_noise, state, torch.where(takes_clean, token, tokens))
     if eligible is not None:
         after = torch.where(eligible, after, tokens)
     changed = after != tokens
     tokens.copy_(after)
     return changed
+
+
+def routes(
+    u: Tensor, alpha_t: Tensor, alpha_s: Tensor, vocabulary: int, agreement: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(noise, clean), bool [B, L]: what each position takes by uniform numbers u fp32 [B, L]; with neither it stays."""
+    alpha_t, alpha_s = alpha_t[:, None], alpha_s[:, None]
+    ratio = torch.where(alpha_s > 0, alpha_t / alpha_s, torch.ones_like(alpha_s))  # no signal at either time: no change
+    noise = (1 - ratio) * (1 - alpha_s)
+    clean = alpha_s - alpha_t
+    # The rare routes first, where the uniform numbers are finest.
+    at = u.double() * (alpha_t * vocabulary * agreement + 1 - alpha_t)
+    return at < noise, ~(at < noise) & (at < noise + clean)
 
 
 def probability_of(

@@ -12,3 +12,12 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def in_backend(backend):
+    """Every op of the test runs on `backend`."""
+    from dlm_kernels import use_backend
+
+    with use_backend(backend):
+        yield backend

@@ -35,11 +35,11 @@ def check_operator(op, *calls):
             torch.library.opcheck(operator, args)
 
 
-def check_compiles(function, *inputs):
+def check_compiles(function, *inputs, backend="reference"):
     """`function(*inputs)` as one graph gives what it gives eagerly, tensors that it writes included."""
     torch.compiler.reset()
     eager, compiled = (tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, inputs) for _ in range(2))
-    with use_backend("reference"):
+    with use_backend(backend):
         wanted = function(*eager)
         got = torch.compile(function, fullgraph=True, backend="aot_eager")(*compiled)
     for name, a, b in (("result", got, wanted), ("input", compiled, eager)):

@@ -9,8 +9,11 @@ from dlm_kernels.reference import absorbing_step as reference
 from dlm_kernels.rng import make_row_ids
 from kernels.frequencies import assert_draws_from, p_value, reverse_by_bayes
 from kernels.operators import check_compiles, check_operator
+from kernels.steps import assert_reference_tokens, every_shape, few, random_problem
 
+OP = "absorbing_step_"
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
+every_backend = pytest.mark.usefixtures("in_backend")
 
 MASK, VOCABULARY = 5, 6
 DRAWS = 30_000
@@ -27,6 +30,7 @@ def draw(x_t, **options):
     return tokens[0]
 
 
+@every_backend
 @pytest.mark.parametrize(("alpha_t", "alpha_s"), [(0.0, 0.2), (0.3, 0.5), (0.5, 0.501), (0.7, 1.0), (0.4, 0.4)])
 def test_ancestral_step_is_the_posterior_by_bayes(alpha_t, alpha_s):
     if alpha_s > 0:
@@ -45,6 +49,7 @@ def remasking_kernel(alpha_t, alpha_s, sigma):
     return kernel
 
 
+@every_backend
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize(("alpha_t", "alpha_s"), [(0.3, 0.5), (0.6, 0.7)])
 def test_remasking_step(alpha_t, alpha_s, share):
@@ -54,6 +59,7 @@ def test_remasking_step(alpha_t, alpha_s, share):
         assert_draws_from(kernel[x_t], draw(x_t, alpha_t=alpha_t, alpha_s=alpha_s, sigma=sigma, seed=1))
 
 
+@every_backend
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_any_sigma_keeps_the_marginals(share):
     """ReMDM's theorem, and a check of the formula that owes nothing to it: x_t from the forward process gives x_s from it."""
@@ -67,6 +73,7 @@ def test_any_sigma_keeps_the_marginals(share):
     assert_draws_from(marginal_s, tokens[0])
 
 
+@every_backend
 def test_the_frequency_test_sees_a_wrong_rate():
     """A tenth of the step too much, and of sigma."""
     wanted = reverse_by_bayes(PRIOR, 0.3, 0.5, TO_MASK)
@@ -74,6 +81,7 @@ def test_the_frequency_test_sees_a_wrong_rate():
     assert p_value(draw(0, alpha_t=0.3, alpha_s=0.5, sigma=0.33), remasking_kernel(0.3, 0.5, 0.3)[0]) < 1e-6
 
 
+@every_backend
 def test_tokens_are_those_of_score_tokens_with_the_same_key():
     tokens, logits = torch.full((3, 20), MASK), torch.randn(3, 20, VOCABULARY) * 2
     options = {"temperature": 0.7, "top_k": 4, "top_p": 0.9, "seed": torch.tensor([[1], [2], [3]]), "step": 5}
@@ -99,6 +107,32 @@ def test_logits_of_positions_that_stay_are_not_read(monkeypatch):
     assert_equal("tokens", tokens, wanted)
 
 
+@every_shape
+def test_every_backend_picks_the_reference_tokens(fast_backend, vocabulary, dtype):
+    mask_id = vocabulary - 1
+    problem = random_problem(vocabulary, dtype, mask_id)
+    sigma = torch.rand(problem.eligible.shape) * 0.4
+
+    def step(tokens, logits, **options):
+        return absorbing_step_(
+            tokens, logits, mask_id=mask_id, alpha_t=problem.alpha_t, alpha_s=problem.alpha_s, **options
+        )
+
+    everything = {"sigma": sigma, "eligible": problem.eligible, "filter_order": "top_p_first", **problem.scoring}
+    cases = ({}, everything, {**everything, "suppress_ids": [0, mask_id, 0], "filter_order": "top_k_first"})
+    for options in few(cases, vocabulary):
+        changed = assert_reference_tokens(lambda t, x, o=options: step(t, x, **o), problem, fast_backend)
+        assert 0 < changed.sum() < changed.numel()
+
+
+@every_backend
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0)])
+def test_no_rows(shape):
+    tokens, logits = torch.zeros(shape, dtype=torch.int64), torch.zeros(*shape, VOCABULARY)
+    assert absorbing_step_(tokens, logits, mask_id=MASK, alpha_t=0.2, alpha_s=0.5).shape == shape
+
+
+@every_backend
 def test_draws_do_not_depend_on_batch_neighbours():
     tokens, logits = torch.randint(0, VOCABULARY, (5, 9)), torch.randn(5, 9, VOCABULARY)
     alpha_t, sigma = torch.linspace(0, 0.6, 5), torch.rand(5, 9) * 0.4
@@ -115,6 +149,7 @@ def test_draws_do_not_depend_on_batch_neighbours():
         assert_equal("tokens", alone, whole[row : row + 1])
 
 
+@every_backend
 def test_only_eligible_positions_change_and_a_finished_process_leaves_no_mask():
     tokens = torch.randint(0, VOCABULARY, (4, 12))
     eligible = torch.rand(4, 12) < 0.5
@@ -127,7 +162,8 @@ def test_only_eligible_positions_change_and_a_finished_process_leaves_no_mask():
         assert (tokens != MASK).all()
 
 
-def test_opcheck_and_compile():
+@every_backend
+def test_opcheck_and_compile(in_backend):
     tokens, logits = torch.randint(0, VOCABULARY, (3, 6)), torch.randn(3, 6, VOCABULARY)
 
     def step(tokens, logits):
@@ -146,7 +182,7 @@ def test_opcheck_and_compile():
             top_k=2,
         ),
     )
-    check_compiles(step, tokens, logits)
+    check_compiles(step, tokens, logits, backend=in_backend)
 
 
 IDS, X = torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3, VOCABULARY)

@@ -10,7 +10,16 @@ import pytest
 from dlm_kernels.dispatch import backend_status
 
 HERE = Path(__file__).parent
-FILES = ["test_score_tokens.py", "test_select_positions.py", "test_denoise_step.py", "test_rng.py"]
+OPS = [
+    "score_tokens",
+    "select_positions",
+    "denoise_step",
+    "rng",
+    "absorbing_step",
+    "uniform_step",
+    "score_entropy_step",
+]
+FILES = [f"test_{op}.py" for op in (*OPS, "revoke", "gaussian_step")]
 
 
 def run(isa, *command):

@@ -4,14 +4,17 @@ from itertools import pairwise
 import pytest
 import torch
 from scipy.stats import kstest
-from tolerances import assert_equal
+from tolerances import assert_equal, assert_no_worse
 
 from dlm_kernels import InvalidArgumentError, gaussian_step_
+from dlm_kernels.reference.philox import NORMAL_STREAM, keyed_words, uniform_from_word
 from dlm_kernels.rng import make_row_ids
 from kernels.frequencies import FALSE_ALARM
 from kernels.operators import check_compiles, check_operator
 
+OP = "gaussian_step_"
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
+every_backend = pytest.mark.usefixtures("in_backend")
 
 MEAN, VARIANCE = 0.7, 0.3  # of Gaussian data, for which the denoiser and the flow are known
 
@@ -41,6 +44,9 @@ def times(t, s):
     return dict(zip(("alpha_t", "sigma_t", "alpha_s", "sigma_s"), (*t, *s), strict=True))
 
 
+BEFORE = ("denoised_before", "alpha_before", "sigma_before")
+
+
 def solve(x, schedule, steps, second_order, start=0.95, end=0.05):
     x, before = x.clone(), {}
     grid = [start + (end - start) * i / steps for i in range(steps + 1)]
@@ -53,6 +59,7 @@ def solve(x, schedule, steps, second_order, start=0.95, end=0.05):
     return x
 
 
+@every_backend
 @pytest.mark.parametrize(("second_order", "order"), [(False, 1), (True, 2)], ids=["ddim", "dpmpp_2m"])
 @pytest.mark.parametrize("schedule", [vp, ve])
 def test_order_of_convergence_to_the_exact_flow(schedule, second_order, order):
@@ -63,6 +70,7 @@ def test_order_of_convergence_to_the_exact_flow(schedule, second_order, order):
         assert order - 0.35 < math.log2(coarse / fine) < order + 0.6, errors
 
 
+@every_backend
 @pytest.mark.parametrize("schedule", [vp, ve])
 def test_a_constant_prediction_is_solved_exactly_in_one_step(schedule):
     """Noise and data are then combined with new weights, whatever the order."""
@@ -74,6 +82,7 @@ def test_a_constant_prediction_is_solved_exactly_in_one_step(schedule):
         torch.testing.assert_close(x, alpha_s * data + sigma_s * noise, atol=1e-5, rtol=1e-5)
 
 
+@every_backend
 def test_second_order_step_by_its_formula():
     """x_s = (sigma_s / sigma_t) x_t - alpha_s (e^-h - 1) D, D from r = h_before / h."""
     x, now, before = torch.randn(3, 2, 3, 4).double().unbind(0)
@@ -90,6 +99,7 @@ def test_second_order_step_by_its_formula():
     torch.testing.assert_close(got, wanted.float(), atol=2e-6, rtol=2e-6)
 
 
+@every_backend
 @pytest.mark.parametrize("schedule", [vp, ve])
 def test_eta_1_draws_from_the_posterior_by_bayes(schedule):
     """q(x_s | x_t, x_0) from the precisions of q(x_s | x_0) and q(x_t | x_s); Kolmogorov-Smirnov on its standardised draws."""
@@ -107,6 +117,7 @@ def test_eta_1_draws_from_the_posterior_by_bayes(schedule):
         assert abs(correlation) < 5, "neighbouring dimensions and positions are independent"
 
 
+@every_backend
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 def test_any_eta_keeps_the_marginals(eta):
     t, s = vp(0.7), vp(0.4)
@@ -116,6 +127,7 @@ def test_any_eta_keeps_the_marginals(eta):
     assert kstest(((x.double() - s[0] * data) / s[1]).flatten().numpy(), "norm").pvalue > FALSE_ALARM
 
 
+@every_backend
 @pytest.mark.parametrize("second_order", [False, True])
 def test_the_last_step_returns_the_prediction(second_order):
     x, denoised, before = torch.randn(3, 2, 3, 4).unbind(0)
@@ -124,6 +136,7 @@ def test_the_last_step_returns_the_prediction(second_order):
     torch.testing.assert_close(x, denoised)
 
 
+@every_backend
 def test_pure_noise_to_pure_noise():
     """alpha 0 at either time or before: nothing is divided by it."""
     x, denoised = torch.randn(2, 2, 3, 4).unbind(0)
@@ -139,6 +152,7 @@ def test_pure_noise_to_pure_noise():
     assert_equal("x", x, first_order)
 
 
+@every_backend
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_dtypes_views_and_anchored_positions(dtype):
     canvas = torch.randn(2, 6, 8).to(dtype)
@@ -150,6 +164,102 @@ def test_dtypes_views_and_anchored_positions(dtype):
     assert_equal("canvas", canvas, before)
 
 
+def exact_step(x, denoised, levels, *, eta=0.0, before=None, noise=0.0):
+    """The formulas of the docstring in fp64; levels and before hold [B] tensors."""
+    alpha_t, sigma_t, alpha_s, sigma_s = (level.double()[:, None, None] for level in levels)
+    data, eta = denoised.double(), torch.as_tensor(eta).double().reshape(-1, 1, 1)
+    if before is not None:
+        previous, alpha, sigma = (value.double() for value in before)
+        at_before, at_t, at_s = (
+            torch.log(a / s)
+            for a, s in ((alpha[:, None, None], sigma[:, None, None]), (alpha_t, sigma_t), (alpha_s, sigma_s))
+        )
+        ratio = (at_t - at_before) / (at_s - at_t)
+        data = (1 + 1 / (2 * ratio)) * data - 1 / (2 * ratio) * previous.double()
+    spread = eta * sigma_s / sigma_t * (sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2).clamp(min=0).sqrt()
+    predicted_noise = (x.double() - alpha_t * data) / sigma_t
+    return alpha_s * data + (sigma_s**2 - spread**2).clamp(min=0).sqrt() * predicted_noise + spread * noise
+
+
+def exact_normal(seed, row_ids, step, dimension):
+    """Box-Muller in fp64 on the uniform numbers of the keys."""
+    blocks = torch.arange((dimension + 3) // 4)
+    words = keyed_words(seed[..., None], row_ids[..., None], step[..., None], blocks, NORMAL_STREAM)
+    u, v = uniform_from_word(torch.stack(words, -1)).double().unflatten(-1, (2, 2)).unbind(-1)
+    radius, angle = (-2 * torch.log1p(-u)).sqrt(), 2 * math.pi * v
+    return torch.stack((radius * angle.cos(), radius * angle.sin()), -1).flatten(-3)[..., :dimension]
+
+
+@pytest.mark.parametrize("method", ["ddim", "ancestral", "dpmpp_2m"])
+@pytest.mark.parametrize("dimension", [1, 7, 1000, 4100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_backend_is_as_near_the_truth_as_pytorch(fast_backend, two_threads, dtype, dimension, method):
+    """Levels of their own for each row, eligible positions, tensors of three dtypes, all of them views."""
+    shape = (3, 5, dimension)
+    canvas = torch.randn(3, 10, dimension).to(dtype)
+    x = canvas[:, ::2]
+    denoised = torch.randn(3, 5, 2 * dimension).half()[..., ::2]
+    previous = torch.randn(dimension, 5, 3).bfloat16().permute(2, 1, 0)
+    eligible = torch.rand(shape[:2]) < 0.8
+    angle = torch.tensor([1.5, 0.9, 0.2])  # of the variance-preserving schedule at t
+    levels = (angle.cos(), angle.sin(), (angle * 0.7).cos(), (angle * 0.7).sin())
+    keys = {"seed": torch.randint(2**62, (3, 1)), "row_ids": torch.randint(2**62, shape[:2]), "step": torch.tensor(7)}
+    options, exact = {}, {}
+    if method == "ancestral":
+        options = exact = {"eta": torch.tensor([1.0, 0.5, 0.0])}
+        seed, row_ids, step = torch.broadcast_tensors(*keys.values())
+        exact = {**exact, "noise": exact_normal(seed, row_ids, step, dimension)}
+    elif method == "dpmpp_2m":
+        before = (previous, (angle * 1.02).cos(), (angle * 1.02).sin())
+        options, exact = dict(zip(BEFORE, before, strict=True)), {"before": before}
+    truth = torch.where(eligible[..., None], exact_step(x, denoised, levels, **exact), x.double())
+    results = []
+    for backend in (fast_backend, "reference"):
+        results.append(canvas.clone())
+        gaussian_step_(
+            results[-1][:, ::2], denoised, **times(levels[:2], levels[2:]), eligible=eligible, **keys, **options,
+            backend=backend,
+        )  # fmt: skip
+        assert_equal("the other positions", results[-1][:, 1::2], canvas[:, 1::2])
+    got, eager = (result[:, ::2] for result in results)
+    assert_equal("anchored positions", got[~eligible], x[~eligible])
+    assert_no_worse("step", got, truth, eager)
+    assert (got != x).any()
+
+
+@every_backend
+def test_infinities_and_nan_pass_through():
+    x = torch.tensor([math.inf, -math.inf, math.nan, 1e38, 65519.0, 65520.0, 1e-7, -1e-8, 0.0])
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        got = x.to(dtype).expand(1, 2, -1).clone()
+        gaussian_step_(got, torch.zeros_like(got), alpha_t=0.5, sigma_t=0.5, alpha_s=0.5, sigma_s=0.5)
+        assert_equal(f"x ({dtype})", got, x.to(dtype).expand(1, 2, -1))
+
+
+@every_backend
+def test_rounding_to_half_precision_is_to_the_nearest_even():
+    """Every magnitude, halfway and a bit beside it, by a last step, which returns the prediction."""
+    bits = torch.arange(0, 2**16, 7, dtype=torch.int32)
+    for dtype in (torch.bfloat16, torch.float16):
+        narrow = bits.to(torch.int16).view(dtype)
+        narrow = narrow[narrow.isfinite() & (narrow.float().abs() < 1e4)]
+        up = torch.nextafter(narrow, torch.full_like(narrow, math.inf))
+        between = (narrow.float() + up.float()) / 2  # exact in fp32, and halfway
+        for data in (between, torch.nextafter(between, torch.tensor(math.inf)), torch.nextafter(between, -between)):
+            x = torch.zeros(1, 1, data.numel(), dtype=dtype)
+            gaussian_step_(x, data.view(1, 1, -1), alpha_t=0.5, sigma_t=0.5, alpha_s=1.0, sigma_s=0.0)
+            assert_equal("x", x.view(-1), data.to(dtype))
+
+
+@every_backend
+@pytest.mark.parametrize("shape", [(0, 4, 3), (3, 0, 3), (3, 4, 0)])
+def test_no_rows(shape):
+    x = torch.zeros(shape)
+    gaussian_step_(x, torch.zeros(shape), **times(vp(0.6), vp(0.3)), eta=0.5)
+    assert x.shape == shape
+
+
+@every_backend
 def test_draws_do_not_depend_on_batch_neighbours_nor_on_the_width():
     x, denoised = torch.randn(2, 5, 4, 9).unbind(0)
     levels = {name: torch.rand(5) for name in ("alpha_t", "sigma_t", "alpha_s")}
@@ -167,7 +277,8 @@ def test_draws_do_not_depend_on_batch_neighbours_nor_on_the_width():
     assert (other != whole).any()
 
 
-def test_opcheck_and_compile():
+@every_backend
+def test_opcheck_and_compile(in_backend):
     x, denoised = torch.randn(2, 3, 4, 5).unbind(0)
 
     def step(x, denoised):
@@ -182,7 +293,7 @@ def test_opcheck_and_compile():
             sigma_before=1.0, eligible=torch.rand(3, 4) < 0.5,
         ),
     )  # fmt: skip
-    check_compiles(step, x, denoised)
+    check_compiles(step, x, denoised, backend=in_backend)
 
 
 X = torch.zeros(2, 3, 4)

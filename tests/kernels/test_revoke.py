@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -9,7 +10,9 @@ from dlm_kernels import InvalidArgumentError, revoke_
 from dlm_kernels.rng import keyed_uniform, make_row_ids
 from kernels.operators import check_compiles, check_operator
 
+OP = "revoke_"
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
+every_backend = pytest.mark.usefixtures("in_backend")
 
 MASK = 9
 FALSE_ALARM = 1e-6  # of one frequency test, were its seed drawn anew
@@ -33,6 +36,7 @@ def problem(rows=40, length=17):
     return tokens, confidence, torch.rand(rows, length) < 0.8
 
 
+@every_backend
 @pytest.mark.parametrize("rules", [("threshold",), ("quota",), ("threshold", "quota")], ids="-".join)
 def test_rules_match_plain_python(rules):
     tokens, confidence, eligible = problem()
@@ -55,6 +59,7 @@ def test_rules_match_plain_python(rules):
     assert_equal("tokens", tokens, before.masked_fill(wanted, MASK))
 
 
+@every_backend
 @pytest.mark.parametrize("rule", [{"threshold": 1.0}, {"quota": 99}, {"probability": 1.0}], ids=str)
 @pytest.mark.parametrize("committed", [0, 1, 2, 7])
 def test_fewer_are_remasked_than_were_committed(rule, committed):
@@ -65,6 +70,7 @@ def test_fewer_are_remasked_than_were_committed(rule, committed):
     assert_equal("remasked", stats.remasked.long(), there.clamp(max=max(committed - 1, 0)))
 
 
+@every_backend
 def test_every_loop_that_commits_more_than_it_revokes_ends():
     """The worst verifier there is: it distrusts everything, always."""
     tokens = torch.full((3, 12), MASK)
@@ -77,6 +83,7 @@ def test_every_loop_that_commits_more_than_it_revokes_ends():
     assert (tokens != MASK).all()
 
 
+@every_backend
 def test_probabilities_are_those_asked_for():
     """Chi-square over 4 probabilities; 0 never happens and 1 always does."""
     draws = 20_000
@@ -91,6 +98,49 @@ def test_probabilities_are_those_asked_for():
     assert chi2.sf(float(statistic), 3) > FALSE_ALARM, counts
 
 
+RULES = ("threshold", "quota", "probability")
+
+
+@pytest.mark.parametrize("rules", [r for n in range(4) for r in itertools.combinations(RULES, n)], ids="-".join)
+@pytest.mark.parametrize("length", [1, 7, 256])
+def test_every_backend_revokes_what_the_reference_does(fast_backend, length, rules):
+    """Ties, signed zeros, NaN and infinities, in views of larger tensors."""
+    rows = 100
+    canvas, wide, _ = problem(rows, 2 * length)
+    values = torch.tensor([0.0, -0.0, 0.3, 0.3, 0.7, 1.0, NAN, math.inf, -math.inf])
+    wide = torch.where(torch.rand(wide.shape) < 0.5, values[torch.randint(len(values), wide.shape)], wide)
+    confidence, eligible = wide.T.contiguous().T[:, ::2], torch.rand(rows, length) < 0.8
+    everything = {
+        "threshold": torch.rand(rows).clamp(min=0.01),
+        "quota": torch.randint(0, length + 2, (rows,)),
+        "probability": torch.rand(rows, length),
+    }
+    options = {name: everything[name] for name in rules}
+    keys = {"seed": torch.randint(2**62, (rows, 1)), "step": torch.randint(2**31, (rows, length))}
+    limits = [{"committed": torch.randint(0, length + 3, (rows,))}]
+    if not {"threshold", "quota"} & set(rules):
+        limits.append({})
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for given in (*limits, {**limits[0], "eligible": eligible}):
+            got, wanted = canvas.clone(), canvas.clone()
+            stats, truth = (
+                revoke_(t[:, ::2], confidence.to(dtype), mask_id=MASK, **given, **keys, **options, backend=name)
+                for t, name in ((got, fast_backend), (wanted, "reference"))
+            )
+            assert_equal("revoked", stats.revoked, truth.revoked)
+            assert_equal("remasked", stats.remasked, truth.remasked)
+            assert_equal("canvas", got, wanted)
+
+
+@every_backend
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0)])
+def test_no_rows(shape):
+    stats = revoke_(torch.zeros(shape, dtype=torch.int64), torch.zeros(shape), mask_id=MASK, quota=2, committed=3)
+    assert stats.remasked.tolist() == [0] * shape[0]
+    assert stats.revoked.shape == shape
+
+
+@every_backend
 def test_draws_do_not_depend_on_batch_neighbours():
     tokens, confidence, _ = problem(6, 8)
     ids, seed = make_row_ids(torch.arange(6)[:, None], torch.arange(8)), torch.arange(6)[:, None]
@@ -105,6 +155,7 @@ def test_draws_do_not_depend_on_batch_neighbours():
     assert (other != whole).any()
 
 
+@every_backend
 def test_the_draw_is_not_that_of_the_random_order():
     """`denoise_step_(score="random")` uses stream 1; with it here, what was committed would decide what is revoked."""
     tokens, ids = torch.zeros(4, 50, dtype=torch.int64), make_row_ids(torch.arange(4)[:, None], torch.arange(50))
@@ -112,6 +163,7 @@ def test_the_draw_is_not_that_of_the_random_order():
     assert (stats.revoked != (keyed_uniform(0, ids, 0, stream=1) < 0.5)).any()
 
 
+@every_backend
 def test_without_a_rule_nothing_is_revoked_and_views_are_written_through():
     canvas, confidence, _ = problem(4, 10)
     before = canvas.clone()
@@ -123,7 +175,8 @@ def test_without_a_rule_nothing_is_revoked_and_views_are_written_through():
     assert_equal("canvas", canvas, wanted)
 
 
-def test_opcheck_and_compile():
+@every_backend
+def test_opcheck_and_compile(in_backend):
     tokens, confidence, eligible = problem(3, 6)
     full = {
         "eligible": eligible,
@@ -137,7 +190,11 @@ def test_opcheck_and_compile():
         lambda: revoke_(tokens, confidence, mask_id=MASK),
         lambda: revoke_(tokens, confidence.half(), mask_id=MASK, **full),
     )
-    check_compiles(lambda t, c, e: (*revoke_(t, c, mask_id=MASK, **{**full, "eligible": e}), t + 1), *problem(3, 6))
+    check_compiles(
+        lambda t, c, e: (*revoke_(t, c, mask_id=MASK, **{**full, "eligible": e}), t + 1),
+        *problem(3, 6),
+        backend=in_backend,
+    )
 
 
 IDS, SCORE, YES = torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)

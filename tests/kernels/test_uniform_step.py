@@ -8,8 +8,11 @@ from dlm_kernels import InvalidArgumentError, uniform_step_
 from dlm_kernels.rng import make_row_ids
 from kernels.frequencies import FALSE_ALARM, assert_draws_from, forward_matrix, p_value, reverse_by_bayes
 from kernels.operators import check_compiles, check_operator
+from kernels.steps import assert_reference_tokens, every_shape, few, random_problem
 
+OP = "uniform_step_"
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
+every_backend = pytest.mark.usefixtures("in_backend")
 
 VOCABULARY = 5
 DRAWS = 30_000
@@ -34,6 +37,7 @@ def draw(x_t, p, **options):
     return tokens[0]
 
 
+@every_backend
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("alpha_t", "alpha_s"), TIMES)
 def test_each_kind_of_denoiser_gives_the_posterior_by_bayes(kind, alpha_t, alpha_s):
@@ -43,6 +47,7 @@ def test_each_kind_of_denoiser_gives_the_posterior_by_bayes(kind, alpha_t, alpha
         assert_draws_from(wanted[x_t], draw(x_t, p, denoiser=kind, alpha_t=alpha_t, alpha_s=alpha_s, seed=x_t))
 
 
+@every_backend
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_wrong_kind_of_denoiser_is_far_off(kind):
     alpha_t, alpha_s, x_t = 0.4, 0.7, 2
@@ -55,6 +60,7 @@ def test_the_wrong_kind_of_denoiser_is_far_off(kind):
     assert p_value(draws, wanted) < FALSE_ALARM
 
 
+@every_backend
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_correlated_positions(kind):
     """x_s of the first of two positions, given both of x_t, by summing over every (x_0, x_s)."""
@@ -78,6 +84,7 @@ def test_posterior_logits_become_leave_one_out_as_documented():
     torch.testing.assert_close(logits.softmax(-1), PRIOR)
 
 
+@every_backend
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_marginal_at_s_follows_from_that_at_t(kind):
     """A whole reverse chain of 8 steps from noise ends in the prior."""
@@ -90,6 +97,7 @@ def test_the_marginal_at_s_follows_from_that_at_t(kind):
     assert_draws_from(PRIOR, tokens[0])
 
 
+@every_backend
 def test_filters_and_temperature_shape_the_denoiser_in_both_places():
     """top_k = 2 at temperature 0.5 is the denoiser with its two best squared, draw and p(x_t) alike."""
     p = torch.where(torch.arange(VOCABULARY) < 2, PRIOR**2, 0)
@@ -102,6 +110,7 @@ def test_filters_and_temperature_shape_the_denoiser_in_both_places():
     assert_draws_from(reverse_by_bayes(greedy, 0.3, 0.6, UNIFORM)[3], draws)
 
 
+@every_backend
 def test_noise_tokens_are_uniform():
     """A wide alphabet and a denoiser that knows the token: all other changes are noise."""
     vocabulary = 64
@@ -115,6 +124,44 @@ def test_noise_tokens_are_uniform():
     assert_draws_from(reverse_by_bayes(p, 0.01, 0.3, noise)[63], tokens[0])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@every_shape
+def test_every_backend_picks_the_reference_tokens(fast_backend, vocabulary, dtype, kind):
+    problem = random_problem(vocabulary, dtype)
+
+    def step(tokens, logits, **options):
+        return uniform_step_(tokens, logits, denoiser=kind, alpha_t=problem.alpha_t, alpha_s=problem.alpha_s, **options)
+
+    everything = {"eligible": problem.eligible, "filter_order": "top_p_first", **problem.scoring}
+    cases = ({}, everything, {**everything, "suppress_ids": [0], "filter_order": "top_k_first"})
+    for options in few(cases, vocabulary):
+        changed = assert_reference_tokens(lambda t, x, o=options: step(t, x, **o), problem, fast_backend)
+        assert vocabulary == 1 or 0 < changed.sum() < changed.numel()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_small_steps_of_many_rows_pick_the_reference_tokens(fast_backend, kind):
+    """Routes of probability down to 1e-6, and p(x_t) from 1e-9 up: where the kernels decide without reading a row."""
+    rows, vocabulary = 20_000, 12
+    tokens, logits = torch.randint(vocabulary, (rows, 1)), torch.randn(rows, 1, vocabulary) * 4
+    alpha_t = torch.rand(rows, dtype=torch.float64)
+    alpha_s = alpha_t + (1 - alpha_t) * 10 ** (-6 * torch.rand(rows, dtype=torch.float64))
+    got, wanted = tokens.clone(), tokens.clone()
+    options = {"denoiser": kind, "alpha_t": alpha_t, "alpha_s": alpha_s}
+    uniform_step_(got, logits, **options, backend=fast_backend)
+    changed = uniform_step_(wanted, logits, **options, backend="reference")
+    assert rows / 20 < changed.sum() < rows / 2
+    assert_equal("tokens", got, wanted)
+
+
+@every_backend
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0)])
+def test_no_rows(shape):
+    tokens, logits = torch.zeros(shape, dtype=torch.int64), torch.zeros(*shape, VOCABULARY)
+    assert uniform_step_(tokens, logits, denoiser="leave_one_out", alpha_t=0.2, alpha_s=0.5).shape == shape
+
+
+@every_backend
 @pytest.mark.parametrize("kind", KINDS)
 def test_draws_do_not_depend_on_batch_neighbours(kind):
     tokens, logits = torch.randint(0, VOCABULARY, (5, 9)), torch.randn(5, 9, VOCABULARY)
@@ -130,6 +177,7 @@ def test_draws_do_not_depend_on_batch_neighbours(kind):
     assert_equal("tokens", part, whole[pick])
 
 
+@every_backend
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_eligible_positions_change_and_their_logits_alone_are_read(kind):
     tokens, logits = torch.randint(0, VOCABULARY, (4, 12)), torch.randn(4, 12, VOCABULARY)
@@ -141,8 +189,9 @@ def test_only_eligible_positions_change_and_their_logits_alone_are_read(kind):
     assert_equal("tokens", tokens, before)
 
 
+@every_backend
 @pytest.mark.parametrize("kind", KINDS)
-def test_opcheck_and_compile(kind):
+def test_opcheck_and_compile(in_backend, kind):
     tokens, logits = torch.randint(0, VOCABULARY, (3, 6)), torch.randn(3, 6, VOCABULARY)
 
     def step(tokens, logits):
@@ -155,7 +204,7 @@ def test_opcheck_and_compile(kind):
             tokens, logits.half(), denoiser=kind, alpha_t=torch.rand(3), alpha_s=1.0, eligible=tokens == 2, top_p=0.5
         ),
     )
-    check_compiles(step, tokens, logits)
+    check_compiles(step, tokens, logits, backend=in_backend)
 
 
 IDS, X = torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3, VOCABULARY)
