@@ -46,9 +46,10 @@ class Tiling(NamedTuple):
         return warps(self.rows * self.block)
 
 
-def tiling(vocabulary: int) -> Tiling:
-    block = min(TILE, max(SMALLEST_BLOCK, triton.next_power_of_2(vocabulary)))
-    rows = INTERPRETED_ELEMENTS // block if INTERPRETED else min(MOST_ROWS, TILE // block)
+def tiling(vocabulary: int, tile: int = TILE) -> Tiling:
+    """Rows of that many elements in tiles of up to `tile` elements."""
+    block = min(tile, max(SMALLEST_BLOCK, triton.next_power_of_2(vocabulary)))
+    rows = INTERPRETED_ELEMENTS // block if INTERPRETED else min(MOST_ROWS, tile // block)
     return Tiling(rows, block, triton.cdiv(vocabulary, block))
 
 
