@@ -1,0 +1,151 @@
+"""One denoising step in seven launches: what is open, the four of `score_tokens`, the two of `select_positions`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dlm_kernels.reference import philox as spec
+from dlm_kernels.triton.philox import keyed_uniform
+from dlm_kernels.triton.rows import per_row
+from dlm_kernels.triton.runtime import launch, strided
+from dlm_kernels.triton.score_tokens import Scores, Scratch, allocate_scores, launch_score_tokens, score_scratch
+from dlm_kernels.triton.select_positions import Commit, Ranks, launch_select_positions, rank_scratch
+
+BLOCK = 1024
+UNIFORM_STREAM = tl.constexpr(spec.UNIFORM_STREAM)
+RANKED_BY = {"confidence": 1, "margin": 2, "neg_entropy": 3}  # which of the scores
+
+
+@triton.jit(do_not_specialize=["tokens", "eligible", "seed", "row_ids", "step", "mask_id", "length", "count"])
+def open_kernel(
+    tokens,
+    eligible,
+    seed,
+    row_ids,
+    step,
+    mask_id,
+    length,
+    count,
+    open_,
+    order,
+    RANDOM: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Which positions may change, and, when RANDOM, the numbers that order them."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < count
+    b = i // length
+    l = i - b * length  # noqa: E741
+    masked = inside & (per_row(tokens, b, l, inside, 0) == mask_id)
+    if eligible is not None:
+        masked &= per_row(eligible, b, l, inside, 0) != 0
+    tl.store(open_ + i, masked, mask=inside)
+    if RANDOM:
+        u = keyed_uniform(
+            per_row(seed, b, l, inside, 0),
+            per_row(row_ids, b, l, inside, 0),
+            per_row(step, b, l, inside, 0),
+            UNIFORM_STREAM,
+        )
+        tl.store(order + i, u, mask=inside)
+
+
+Stats = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def denoise_step_(
+    tokens: Tensor,
+    logits: Tensor,
+    mask_id: int,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    seed: Tensor,
+    row_ids: Tensor,
+    step: Tensor,
+    suppress_ids: Tensor | None,
+    eligible: Tensor | None,
+    sampling_confidence: bool,
+    top_p_first: bool,
+    score: str,
+    quota: Tensor | None,
+    threshold: Tensor | None,
+    factor: Tensor | None,
+    entropy_bound: Tensor | None,
+    at_least: Tensor,
+    strict: bool,
+) -> Stats:
+    """See the reference."""
+    (batch, length, vocabulary), device = logits.shape, logits.device
+    shape = (batch, length)
+    scores = allocate_scores(shape, device)
+    committed, remaining = (torch.empty(batch, dtype=torch.int32, device=device) for _ in range(2))
+    selected, open_ = (torch.empty(shape, dtype=torch.bool, device=device) for _ in range(2))
+    order = torch.empty(shape, dtype=torch.float32, device=device) if score == "random" else None
+    scratch = score_scratch(batch * length, vocabulary, device), rank_scratch(shape, device, entropy_bound is not None)
+    launch_denoise_step(
+        tokens, logits, mask_id, temperature, top_k, top_p, seed, row_ids, step, suppress_ids, eligible, sampling_confidence,
+        top_p_first, score, quota, threshold, factor, entropy_bound, at_least, strict,
+        (committed, remaining, scores[1], selected), scores, open_, order, scratch,
+    )  # fmt: skip
+    return committed, remaining, scores[1], selected
+
+
+def launch_denoise_step(
+    tokens: Tensor,
+    logits: Tensor,
+    mask_id: int,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    seed: Tensor,
+    row_ids: Tensor,
+    step: Tensor,
+    suppress_ids: Tensor | None,
+    eligible: Tensor | None,
+    sampling_confidence: bool,
+    top_p_first: bool,
+    score: str,
+    quota: Tensor | None,
+    threshold: Tensor | None,
+    factor: Tensor | None,
+    entropy_bound: Tensor | None,
+    at_least: Tensor,
+    strict: bool,
+    out: Stats,
+    scores: Scores,  # out's confidence among them
+    open_: Tensor,  # bool [B, L]
+    order: Tensor | None,  # fp32 [B, L], for score="random"
+    scratch: tuple[Scratch, Ranks],
+) -> None:
+    count, length = tokens.numel(), tokens.shape[1]
+    committed, remaining, _, selected = out
+    launch(
+        open_kernel, (triton.cdiv(count, BLOCK),), strided(tokens), strided(eligible), strided(seed), strided(row_ids),
+        strided(step), mask_id, length, count, open_, order, num_warps=4, RANDOM=order is not None, BLOCK=BLOCK,
+    )  # fmt: skip
+    launch_score_tokens(
+        logits, temperature, top_k, top_p, seed, row_ids, step, suppress_ids, open_, sampling_confidence, top_p_first,
+        scores, scratch[0],
+    )  # fmt: skip
+    launch_select_positions(
+        scores[RANKED_BY[score]] if order is None else order, open_, quota, threshold, factor, entropy_bound, scores[3],
+        at_least, strict, selected, scratch[1], Commit(tokens, scores[0], committed, remaining),
+        negate=score == "neg_entropy",
+    )  # fmt: skip
+
+
+def specimens() -> Iterator[tuple[str, Callable[[], object]]]:
+    def on(kind: torch.dtype, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=kind, device="meta")
+
+    real, key = on(torch.float32, 4, 32), on(torch.int64, 4, 32)
+    logits, flags, count, number = on(torch.bfloat16, 4, 32, 126464), on(torch.bool, 4, 32), key[:, 0], real[:, 0]
+    for score in ("confidence", "neg_entropy", "random"):
+        arguments = (key, logits, 126336, real, key, real, key, key, key, count[:1], flags, False, False, score)
+        yield score, lambda a=arguments: denoise_step_(*a, count, number, None, number, count, False)  # type: ignore[misc]

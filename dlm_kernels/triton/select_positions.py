@@ -1,0 +1,209 @@
+"""Which positions commit this step, in two launches.
+
+1. `rank`: of every eligible position the number of better ones. No sort: 64-bit keys of score and position are unique, so a
+   rank is a count of greater keys, L^2 compares in tiles shared by many programs. Tiles without an eligible position are
+   skipped, so a block of 32 open positions in a long canvas costs little.
+2. `choose`: one program per batch row turns ranks into the rules' prefixes and those into the selection; in a denoising step it
+   also commits and counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dlm_kernels.triton.portable_math import ordered_key, widen
+from dlm_kernels.triton.rows import INFINITY, any_of, per_row
+from dlm_kernels.triton.runtime import INTERPRETED, launch, strided, warps
+
+RANKED, AGAINST = (
+    (256, 256) if INTERPRETED else (32, 128)
+)  # positions of a program, and of those it compares with at a time
+BLOCK = 1024
+LOWEST_KEY = tl.constexpr(-(2**63))  # of a position that is not eligible
+
+
+@triton.jit
+def rank_keys(score, l, eligible, NEGATE: tl.constexpr):  # noqa: E741
+    """Unique int64, greater for better: higher score (NaN as -inf), then lower position."""
+    value = -score if NEGATE else score
+    value = tl.where(value != value, -INFINITY, value)
+    key = (ordered_key(value).to(tl.int64) << 32) | (0x7FFFFFFF - l)
+    return tl.where(eligible, key, LOWEST_KEY)
+
+
+@triton.jit(do_not_specialize=["score", "eligible", "entropy", "length"])
+def rank_kernel(
+    score, eligible, entropy, length, rank, entropy_rank, less,
+    NEGATE: tl.constexpr, RANKED: tl.constexpr, AGAINST: tl.constexpr,
+):  # fmt: skip
+    """rank [B, L] by score, and with an entropy also the rank by it, lowest first, and the sum of the lower ones, fp64."""
+    b = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * RANKED + tl.arange(0, RANKED).to(tl.int64)
+    inside = i < length
+    mine = per_row(eligible, b, i, inside, 0) != 0
+    if any_of(mine):
+        key = rank_keys(widen(per_row(score, b, i, mine, 0.0)), i, mine, NEGATE)[:, None]
+        better = tl.zeros((RANKED,), tl.int32)
+        if entropy is not None:
+            entropy_key = rank_keys(per_row(entropy, b, i, mine, 0.0), i, mine, True)[:, None]
+            lower, total = tl.zeros((RANKED,), tl.int32), tl.zeros((RANKED,), tl.float64)
+        for first in range(0, length, AGAINST):
+            j = first + tl.arange(0, AGAINST).to(tl.int64)
+            other = per_row(eligible, b, j, j < length, 0) != 0
+            if any_of(other):
+                other_key = rank_keys(widen(per_row(score, b, j, other, 0.0)), j, other, NEGATE)
+                better += tl.sum((other_key[None, :] > key).to(tl.int32), 1)
+                if entropy is not None:
+                    h = per_row(entropy, b, j, other, 0.0)
+                    ahead = rank_keys(h, j, other, True)[None, :] > entropy_key
+                    lower += tl.sum(ahead.to(tl.int32), 1)
+                    total += tl.sum(tl.where(ahead, h.to(tl.float64)[None, :], 0.0), 1)
+        tl.store(rank + b * length + i, better, mask=mine)
+        if entropy is not None:
+            tl.store(entropy_rank + b * length + i, lower, mask=mine)
+            tl.store(less + b * length + i, total, mask=mine)
+
+
+@triton.jit(do_not_specialize=["score", "eligible", "entropy", "length", "tokens"])
+def choose_kernel(
+    score, eligible, quota, threshold, factor, entropy_bound, entropy, at_least, length, rank, entropy_rank, less,
+    selected, tokens, proposal, committed, remaining,
+    NEGATE: tl.constexpr, STRICT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    b = tl.program_id(0).to(tl.int64)
+    best = tl.load(at_least + b)
+    if quota is not None:
+        best = tl.maximum(best, tl.load(quota + b))
+    lowest = tl.zeros((), tl.int64)  # how many of the lowest entropies commit
+    if (factor is not None) or (entropy_bound is not None):
+        for first in range(0, length, BLOCK):
+            l = first + tl.arange(0, BLOCK).to(tl.int64)  # noqa: E741
+            live = per_row(eligible, b, l, l < length, 0) != 0
+            if factor is not None:
+                # (n + 1)(1 - c_n) <= f, solved for c_n; n counts from 1 (Fast-dLLM, arXiv:2505.22618, theorem 1).
+                value = widen(per_row(score, b, l, live, 0.0))
+                value = -value if NEGATE else value
+                n = tl.load(rank + b * length + l, mask=live, other=0) + 1
+                passes = live & (value >= 1.0 - tl.div_rn(tl.load(factor + b), n.to(tl.float32) + 1.0))
+                best = tl.maximum(best, tl.max(tl.where(passes, n, 0), 0).to(tl.int64))
+            if entropy_bound is not None:
+                # Sum of the k least entropies without the greatest of them (EB-Sampler, arXiv:2505.24857).
+                h = per_row(entropy, b, l, live, 0.0)
+                finite = tl.abs(h) < INFINITY
+                h = tl.where(finite, h, 0.0).to(tl.float64)
+                before = tl.load(less + b * length + l, mask=live, other=0.0)
+                passes = live & finite & ((before + h) - h <= tl.load(entropy_bound + b).to(tl.float64))
+                n = tl.load(entropy_rank + b * length + l, mask=live, other=0) + 1
+                lowest = tl.maximum(lowest, tl.max(tl.where(passes, n, 0), 0).to(tl.int64))
+    chosen_count, live_count = tl.zeros((), tl.int32), tl.zeros((), tl.int32)
+    for first in range(0, length, BLOCK):
+        l = first + tl.arange(0, BLOCK).to(tl.int64)  # noqa: E741
+        live = per_row(eligible, b, l, l < length, 0) != 0
+        chosen = tl.load(rank + b * length + l, mask=live, other=0) < best
+        if threshold is not None:
+            value = widen(per_row(score, b, l, live, 0.0))
+            value = -value if NEGATE else value
+            chosen |= (value > tl.load(threshold + b)) if STRICT else (value >= tl.load(threshold + b))
+        if entropy_bound is not None:
+            chosen |= tl.load(entropy_rank + b * length + l, mask=live, other=0) < lowest
+        chosen &= live
+        tl.store(selected + b * length + l, chosen, mask=l < length)
+        if tokens is not None:
+            token = tl.load(proposal + b * length + l, mask=chosen, other=0)
+            tl.store(tokens[0] + b * tokens[1] + l * tokens[2], token, mask=chosen)
+            chosen_count += tl.sum(chosen.to(tl.int32), 0)
+            live_count += tl.sum(live.to(tl.int32), 0)
+    if tokens is not None:
+        tl.store(committed + b, chosen_count)
+        tl.store(remaining + b, live_count - chosen_count)
+
+
+class Ranks(NamedTuple):
+    """Scratch: rank by score; rank by entropy and the sum of the lower entropies, where a rule needs them. [B, L]"""
+
+    rank: Tensor
+    entropy_rank: Tensor | None
+    less: Tensor | None
+
+
+class Commit(NamedTuple):
+    """What `choose` also does in a denoising step."""
+
+    tokens: Tensor  # [B, L] int64, written
+    proposal: Tensor  # [B, L] int64, contiguous
+    committed: Tensor  # [B] int32, written
+    remaining: Tensor  # [B] int32, written
+
+
+def rank_scratch(shape: tuple[int, int], device: torch.device, by_entropy: bool) -> Ranks:
+    rank = torch.empty(shape, dtype=torch.int32, device=device)
+    if not by_entropy:
+        return Ranks(rank, None, None)
+    return Ranks(rank, torch.empty_like(rank), torch.empty(shape, dtype=torch.float64, device=device))
+
+
+def select_positions(
+    score: Tensor,
+    eligible: Tensor,
+    quota: Tensor | None,
+    threshold: Tensor | None,
+    factor: Tensor | None,
+    entropy_bound: Tensor | None,
+    entropy: Tensor | None,
+    at_least: Tensor,
+    strict: bool,
+) -> Tensor:
+    """See the reference."""
+    selected = torch.empty(score.shape, dtype=torch.bool, device=score.device)
+    scratch = rank_scratch((score.shape[0], score.shape[1]), score.device, entropy_bound is not None)
+    launch_select_positions(
+        score, eligible, quota, threshold, factor, entropy_bound, entropy, at_least, strict, selected, scratch
+    )
+    return selected
+
+
+def launch_select_positions(
+    score: Tensor,
+    eligible: Tensor,
+    quota: Tensor | None,
+    threshold: Tensor | None,
+    factor: Tensor | None,
+    entropy_bound: Tensor | None,
+    entropy: Tensor | None,
+    at_least: Tensor,
+    strict: bool,
+    selected: Tensor,  # contiguous
+    scratch: Ranks,
+    commit: Commit | None = None,
+    negate: bool = False,  # ranks by -score
+) -> None:
+    batch, length = score.shape
+    quota, threshold, factor, entropy_bound, at_least = (
+        rule if rule is None or rule.is_contiguous() else rule.contiguous()
+        for rule in (quota, threshold, factor, entropy_bound, at_least)
+    )
+    values, live = strided(score), strided(eligible)
+    uncertainty = strided(entropy) if entropy_bound is not None else None
+    tokens: tuple[Any, ...] = (None,) * 4 if commit is None else (strided(commit.tokens), *commit[1:])
+    launch(
+        rank_kernel, (batch, triton.cdiv(length, RANKED)), values, live, uncertainty, length, *scratch,
+        num_warps=warps(RANKED * AGAINST), NEGATE=negate, RANKED=RANKED, AGAINST=AGAINST,
+    )  # fmt: skip
+    launch(
+        choose_kernel, (batch,), values, live, quota, threshold, factor, entropy_bound, uncertainty, at_least, length,
+        *scratch, selected, *tokens, num_warps=warps(BLOCK, 4), NEGATE=negate, STRICT=strict, BLOCK=BLOCK,
+    )  # fmt: skip
+
+
+def specimens() -> Iterator[tuple[str, Callable[[], object]]]:
+    score = torch.empty((4, 1024), dtype=torch.float32, device="meta")
+    eligible = torch.empty((4, 1024), dtype=torch.bool, device="meta")
+    number, count = score[:, 0].contiguous(), torch.empty(4, dtype=torch.int64, device="meta")
+    yield "quota", lambda: select_positions(score, eligible, count, None, None, None, None, count, False)
+    yield "all rules", lambda: select_positions(score, eligible, count, number, number, number, score, count, True)
