@@ -175,7 +175,8 @@ def launch_uniform_step_(
         launch(
             total_kernel, (programs, shares), x, live, heat, ids, suppressed, length, count, vocabulary, shape.tiles,
             each, summary, scratch.totals,
-            num_warps=shape.warps, SHIFT=KEY_SHIFT[logits.dtype], ROWS=shape.rows, BLOCK=shape.block,
+            num_warps=min(8, warps(shape.rows * shape.block, per_thread=8)), SHIFT=KEY_SHIFT[logits.dtype],
+            ROWS=shape.rows, BLOCK=shape.block,
         )  # fmt: skip
     states = triton.next_power_of_2(shape.tiles)
     launch(
