@@ -32,6 +32,17 @@ def widen(x):
 
 
 @triton.jit
+def narrow(x, dtype: tl.constexpr):
+    """fp32 to fp32, bf16 or fp16, to nearest even. bf16 by its bits, again for the interpreter."""
+    if dtype == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        half = tl.where(x != x, 0x7FC0, rounded).to(tl.uint16)
+        x = half.to(tl.bfloat16, bitcast=True)
+    return x.to(dtype)
+
+
+@triton.jit
 def log(y):
     """Natural logarithm of positive normal fp32 numbers."""
     bits = y.to(tl.int32, bitcast=True)

@@ -46,8 +46,9 @@ class Tiling(NamedTuple):
         return warps(self.rows * self.block)
 
 
-def tiling(vocabulary: int) -> Tiling:
-    block = min(TILE, max(SMALLEST_BLOCK, triton.next_power_of_2(vocabulary)))
+def tiling(vocabulary: int, tile: int = TILE) -> Tiling:
+    """Rows of that many elements in tiles of up to `tile` elements."""
+    block = min(tile, max(SMALLEST_BLOCK, triton.next_power_of_2(vocabulary)))
     rows = max(1, INTERPRETED_ELEMENTS // block) if INTERPRETED else 1
     return Tiling(rows, block, triton.cdiv(vocabulary, block))
 
