@@ -64,12 +64,18 @@ void draw_from(const float* x, int64_t n, int64_t first, float max, const Sampli
   kernels().draw(x, n + before, first - before, max, sampling, best);
 }
 
-// Rows of a piece over threads: body(r, its logits, scratch).
+}  // namespace
+
 struct PieceScratch {
   std::vector<float> view = std::vector<float>(kChunk), copy = std::vector<float>(2 * (kChunk + 4));
+  std::vector<float> maxima;
+  std::vector<int64_t> order;
   std::vector<Held> held;
 };
 
+namespace {
+
+// Rows of a piece over threads: body(r, its logits, scratch).
 template <class Body>
 void over_rows(const DlmkHiddenArgs& a, const DlmkPiece& piece, Body body) {
   // In the piece's own indices.
@@ -123,11 +129,14 @@ void HiddenRows::read(const DlmkPiece& piece) const {
   over_rows(a_, piece, [&](int64_t r, const Row& row, PieceScratch& scratch) {
     const Plan p = plan(r);
     Part& part = part_[r];
+    scratch.order.clear();
+    scratch.maxima.resize(size_t(row.chunks()));
     for (int64_t c = 0; c < row.chunks() && part.m == part.m; ++c) {
-      float max, s = 0, t = 0;
+      float &max = scratch.maxima[size_t(c)], s = 0, t = 0;
       const float* x = row.view(c, scratch.view.data(), &max);
       const int64_t n = row.size(c), first = piece.first + c * kChunk;
       if (max == -INFINITY) continue;
+      scratch.order.push_back(c);
       Part here{max, double(first), -INFINITY, 0, 0};
       if (max != max) {
         here.index += double(std::find_if(x, x + n, [](float v) { return v != v; }) - x);
@@ -150,29 +159,37 @@ void HiddenRows::read(const DlmkPiece& piece) const {
         }
       }
       absorb(part, here, p.scale);
-      if (!finite(r)) continue;
-      if (p.filtered)
-        hold(r, x, n, first, scratch.held);
-      else if (p.sampled)
-        contend(r, p, x, n, first, max, scratch.copy.data());
+    }
+    if (!finite(r) || !(p.filtered || p.sampled)) return;
+    // The highest chunks first: what they leave for the others is little.
+    const auto higher_chunk = [&](int64_t a, int64_t b) { return scratch.maxima[size_t(a)] > scratch.maxima[size_t(b)]; };
+    std::stable_sort(scratch.order.begin(), scratch.order.end(), higher_chunk);
+    if (p.filtered) {
+      hold(r, row, piece.first, scratch);
+    } else {
+      for (int64_t c : scratch.order) {
+        const float* x = row.view(c, scratch.view.data());
+        if (!contend(r, p, x, row.size(c), piece.first + c * kChunk, scratch.maxima[size_t(c)], scratch.copy.data())) break;
+      }
     }
   });
 }
 
-// Adds what may win of one chunk to the contenders.
-void HiddenRows::contend(int64_t r, const Plan& p, const float* x, int64_t n, int64_t first, float max, float* buffer) const {
+// Adds what may win of one chunk to the contenders; false if nothing of it, or of a lower chunk, may.
+bool HiddenRows::contend(int64_t r, const Plan& p, const float* x, int64_t n, int64_t first, float max, float* buffer) const {
   Contenders& all = contenders_[r];
-  if (all.count < 0) return;
+  if (all.count < 0) return false;
   const float m = maximum(r);
   const auto value = [&](const Contender& c) { return (c.x - m) / p.temperature + c.noise; };
   float floor = -INFINITY;
   for (int i = 0; i < all.count; ++i) floor = std::max(floor, value(all.list[i]) - kSlack);
   const Sampling sampling = {m, p.temperature, -INFINITY, p.key};
   float* copy = nullptr;
-  while ((max - m) / p.temperature + kLargestGumbel >= floor) {
+  if ((max - m) / p.temperature + kLargestGumbel < floor) return false;
+  for (;;) {
     Best best = {floor, INT64_MAX};  // an equal value comes before it
     draw_from(x, n, first, max, sampling, buffer, &best);
-    if (best.index == INT64_MAX) return;
+    if (best.index == INT64_MAX) return true;
     const int64_t i = best.index - first;
     const Contender found = {x[i], noise(p.key, best.index), int32_t(best.index)};
     floor = std::max(floor, best.value - kSlack);
@@ -180,7 +197,7 @@ void HiddenRows::contend(int64_t r, const Plan& p, const float* x, int64_t n, in
                         all.list);
     if (all.count == kContenders) {
       all.count = -1;
-      return;
+      return false;
     }
     all.list[all.count++] = found;
     if (!copy) {
@@ -192,27 +209,39 @@ void HiddenRows::contend(int64_t r, const Plan& p, const float* x, int64_t n, in
   }
 }
 
-void HiddenRows::hold(int64_t r, const float* x, int64_t n, int64_t first, std::vector<Held>& scratch) const {
+// The highest entries of a piece and of those held before. Within the piece the lists are cut down only now and then.
+void HiddenRows::hold(int64_t r, const Row& row, int64_t first, PieceScratch& scratch) const {
   constexpr int64_t kGroup = 64;
-  const Held* list = held_ + r * a_.held_size;
-  const float bound = held_count_[r] == a_.held_size ? list[a_.held_size - 1].value : -INFINITY;
-  scratch.assign(list, list + held_count_[r]);
-  const size_t before = scratch.size();
-  for (int64_t i = 0; i < n; i += kGroup) {
-    const int64_t end = std::min(i + kGroup, n);
-    if (!(kernels().maximum(x + i, end - i) > bound)) continue;
-    for (int64_t j = i; j < end; ++j)
-      if (x[j] > bound) scratch.push_back({x[j], int32_t(first + j)});
+  const size_t room = size_t(a_.held_size);
+  std::vector<Held>& all = scratch.held;
+  all.assign(held_ + r * a_.held_size, held_ + r * a_.held_size + held_count_[r]);
+  float bound = all.size() == room ? all.back().value : -INFINITY;
+  for (int64_t c : scratch.order) {
+    if (!(scratch.maxima[size_t(c)] > bound)) break;
+    const float* x = row.view(c, scratch.view.data());
+    for (int64_t i = 0, end; i < row.size(c); i = end) {
+      end = std::min(i + kGroup, row.size(c));
+      if (!(kernels().maximum(x + i, end - i) > bound)) continue;
+      for (int64_t j = i; j < end; ++j)
+        if (x[j] > bound) all.push_back({x[j], int32_t(first + c * kChunk + j)});
+    }
+    if (all.size() >= 2 * room) {
+      cut(all);
+      bound = all.back().value;
+    }
   }
-  if (scratch.size() > before) put_held(r, scratch);
+  put_held(r, all);
 }
 
-// The highest of `all` become the held entries; if they fill the room, the lowest of them is the last.
+// The highest of `all`; if they fill the room for held entries, the lowest of them is the last.
+void HiddenRows::cut(std::vector<Held>& all) const {
+  if (int64_t(all.size()) < a_.held_size) return;
+  std::nth_element(all.begin(), all.begin() + (a_.held_size - 1), all.end(), higher);
+  all.resize(size_t(a_.held_size));
+}
+
 void HiddenRows::put_held(int64_t r, std::vector<Held>& all) const {
-  if (int64_t(all.size()) >= a_.held_size) {
-    std::nth_element(all.begin(), all.begin() + (a_.held_size - 1), all.end(), higher);
-    all.resize(size_t(a_.held_size));
-  }
+  cut(all);
   std::copy(all.begin(), all.end(), held_ + r * a_.held_size);
   held_count_[r] = int32_t(all.size());
 }

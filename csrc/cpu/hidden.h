@@ -51,6 +51,8 @@ struct Winner {
 };
 constexpr double kNobody = 9007199254740992.0;
 
+struct PieceScratch;  // memory that a thread reuses from row to row
+
 class HiddenRows {
  public:
   explicit HiddenRows(const DlmkHiddenArgs& args);
@@ -79,8 +81,9 @@ class HiddenRows {
   bool all_held(int64_t r, float lowest) const;
   int64_t mass(int64_t r, const Plan& plan, float x) const;
 
-  void contend(int64_t r, const Plan& plan, const float* x, int64_t n, int64_t first, float max, float* buffer) const;
-  void hold(int64_t r, const float* x, int64_t n, int64_t first, std::vector<Held>& scratch) const;
+  bool contend(int64_t r, const Plan& plan, const float* x, int64_t n, int64_t first, float max, float* buffer) const;
+  void hold(int64_t r, const Row& row, int64_t first, PieceScratch& scratch) const;
+  void cut(std::vector<Held>& all) const;
   void put_held(int64_t r, std::vector<Held>& all) const;
   void boundary_of_k(int64_t r, const Plan& plan, float lowest) const;
   bool nucleus_of_held(int64_t r, const Plan& plan) const;
