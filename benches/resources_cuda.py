@@ -91,7 +91,7 @@ def nvcc(*arguments: str) -> str:
 
 def main() -> None:
     """Arguments: ops and targets, comma-separated; empty for all. Other names than this source's are passed over."""
-    names, targets = (argument.split(",") if argument else [] for argument in sys.argv[1:3])
+    names, targets = (argument.split(",") if argument else [] for argument in [*sys.argv[1:], "", ""][:2])
     chosen = [name for name in ops() if name in (names or ops())]
     records = compiled_kernels(chosen, [target for target in TARGETS if target in (targets or TARGETS)])
     json.dump([asdict(record) for record in records], sys.stdout)

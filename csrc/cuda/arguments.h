@@ -20,7 +20,7 @@ struct ScoreArguments {
 };
 
 struct ScoreOutputs {
-  int64_t token, confidence, margin, entropy, logsumexp;  // [B, L] contiguous: int64 and four times float; 0: not wanted
+  int64_t token, confidence, margin, entropy, logsumexp;  // [B, L] contiguous: int64 and four times float
 };
 
 struct ScoreTokensArguments {
