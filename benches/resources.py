@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -21,9 +22,9 @@ from rich.table import Table
 
 from dlm_benches.environment import environment
 
-SOURCES = ("triton",)
+SOURCES = ("triton", "cuda")
 BASELINE = Path(__file__).parent / "results" / "resources.json"
-SCHEMA = "dlm-bench/resources/1"
+SCHEMA = "dlm-bench/resources/2"
 
 REGISTERS = 128  # a thread; more would leave fewer than 512 threads to hide the latency of memory
 MATRIX_REGISTERS = 255  # of kernels that multiply matrices: accumulators live in registers
@@ -36,7 +37,7 @@ SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx94
 class CompiledKernel:
     """One kernel compiled for one target."""
 
-    source: str  # "triton", "nvcc", ...
+    source: str  # one of SOURCES
     kernel: str
     specimen: str  # the op and what it was compiled for
     target: str
@@ -111,13 +112,28 @@ def table_of(records: list[CompiledKernel]) -> Table:
     return table
 
 
-def load_baseline(path: Path) -> tuple[dict[str, Any], list[CompiledKernel]]:
+def compilers() -> dict[str, str | None]:
+    """The version of what compiles each source's kernels; None where it is missing."""
+    try:
+        text = subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout
+        nvcc = match[1] if (match := re.search(r"release [\d.]+, V([\d.]+)", text)) else None
+    except OSError:
+        nvcc = None
+    return {"triton": environment()["versions"]["triton"], "cuda": nvcc}
+
+
+def load_baseline(path: Path) -> tuple[dict[str, str | None], list[CompiledKernel]]:
     document = json.loads(path.read_text())
-    return document["environment"]["versions"], [CompiledKernel(**record) for record in document["kernels"]]
+    return document["compilers"], [CompiledKernel(**record) for record in document["kernels"]]
 
 
 def save(path: Path, records: list[CompiledKernel]) -> None:
-    document = {"schema": SCHEMA, "environment": environment(), "kernels": [asdict(record) for record in records]}
+    document = {
+        "schema": SCHEMA,
+        "environment": environment(),
+        "compilers": compilers(),
+        "kernels": [asdict(record) for record in records],
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(document, indent=1))
@@ -137,18 +153,27 @@ def resources(
         raise typer.BadParameter("a baseline holds all kernels and targets: --op and --target go with --check")
     if unknown := set(target or ()) - set(SHARED):
         raise typer.BadParameter(f"--target must be of {', '.join(SHARED)}, got {', '.join(sorted(unknown))}")
-    records = [r for source in SOURCES for r in collect(source, ",".join(op or ()), ",".join(target or ()))]
     console = Console()
     if not console.is_terminal:
         console = Console(width=150)  # a log file has no width of its own
+    here = compilers()
+    missing = [source for source in SOURCES if here[source] is None]
+    if missing and not check:
+        raise typer.BadParameter(f"a baseline holds all kernels, and nothing here compiles those of {', '.join(missing)}")
+    for source in missing:
+        console.print(f"No compiler for the {source} kernels: they are not checked.", style="yellow")
+    there = [source for source in SOURCES if source not in missing]
+    records = [r for source in there for r in collect(source, ",".join(op or ()), ",".join(target or ()))]
     console.print(table_of(records))
     faults = [f"{' '.join(record.key)}: {text}" for record in records for text in violations(record)]
     if check:
         versions, known = load_baseline(baseline)
-        if versions["triton"] == environment()["versions"]["triton"]:
-            faults += differences(records, known, complete=not (op or target))
-        else:
-            console.print(f"The baseline is of Triton {versions['triton']}: only the limits are checked.")
+        for source in there:
+            if versions[source] != here[source]:
+                console.print(f"The baseline of {source} is of version {versions[source]}: only the limits are checked.")
+                continue
+            ours, theirs = ([r for r in listed if r.source == source] for listed in (records, known))
+            faults += differences(ours, theirs, complete=not (op or target))
     for fault in faults:
         console.print(fault, style="red")
     if faults:

@@ -134,7 +134,10 @@ def vocabulary_ids(name: str, value: Sequence[int] | Tensor | None, vocabulary: 
     ids = tuple(vocabulary_id(name, item, vocabulary) for item in value)
     if not ids:
         return None
-    return _kept_ids(ids) if _may_be_kept(like) else torch.tensor(ids, dtype=torch.int64, device=like.device)
+    if _may_be_kept(like):
+        return _kept_ids(ids)
+    # Filled on the device: a copy from the host would wait for it, and no CUDA graph can hold one.
+    return torch.stack([torch.full((), item, dtype=torch.int64, device=like.device) for item in ids])
 
 
 def vocabulary_id(name: str, value: Any, vocabulary: int) -> int:
