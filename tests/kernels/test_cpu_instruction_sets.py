@@ -10,7 +10,13 @@ import pytest
 from dlm_kernels.dispatch import backend_status
 
 HERE = Path(__file__).parent
-FILES = ["test_score_tokens.py", "test_select_positions.py", "test_denoise_step.py", "test_rng.py"]
+FILES = [
+    "test_score_tokens.py",
+    "test_score_hidden.py",
+    "test_select_positions.py",
+    "test_denoise_step.py",
+    "test_rng.py",
+]
 
 
 def run(isa, *command):
