@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 LEAST = 16  # rows and columns of a product whose bits depend on neither number
-# A piece has as many logits as a cache holds, within bounds that cost the product nothing. Multiples of the kernels' 2,048.
-PIECE_LOGITS, NARROWEST, WIDEST = 2**20, 4096, 32768
+# A piece has as many logits as a cache holds, and columns enough for the product to be fast. Multiples of the kernels' 2,048.
+PIECE_LOGITS, NARROWEST = 2**20, 4096
 
 
 def pad_rows(matrix: Tensor, least: int = LEAST) -> Tensor:
@@ -34,7 +34,7 @@ def project(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | N
 
 
 def piece_width(rows: int) -> int:
-    return min(max(PIECE_LOGITS // max(rows, 1) // NARROWEST * NARROWEST, NARROWEST), WIDEST)
+    return max(PIECE_LOGITS // max(rows, 1) // NARROWEST * NARROWEST, NARROWEST)
 
 
 def bounds(vocabulary: int, width: int) -> list[int]:

@@ -12,6 +12,7 @@ from dlm_kernels.dispatch import backend_status
 HERE = Path(__file__).parent
 OPS = [
     "score_tokens",
+    "score_hidden",
     "select_positions",
     "denoise_step",
     "rng",

@@ -6,7 +6,7 @@ import torch
 from tolerances import assert_equal, assert_no_worse
 from torch.nn.functional import linear
 
-from dlm_kernels import InvalidArgumentError, TokenScores, score_hidden, score_tokens
+from dlm_kernels import InvalidArgumentError, TokenScores, lm_head, score_hidden, score_tokens
 from dlm_kernels.dispatch import backend_status
 from dlm_kernels.lm_head import LEAST, Head, bounds, piece_width
 from dlm_kernels.rng import gumbel
@@ -18,6 +18,13 @@ OP = "score_hidden"
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
 ROWS = 24  # enough that fp32 logits have the same bits in every split
+
+
+@pytest.fixture(params=[None, 4096])
+def width(request, monkeypatch):
+    """Pieces as wide as the number of rows allows, and narrow ones."""
+    if request.param:
+        monkeypatch.setattr(lm_head, "PIECE_LOGITS", 0)
 
 
 def make_head(vocabulary, dimension, dtype, rows=ROWS, bias=False):
@@ -57,7 +64,7 @@ def test_scores_of_a_real_vocabulary(fast_backend, dtype, case):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("vocabulary", [1, 7, 5000])
-def test_awkward_rows(backend, vocabulary, dtype, case):
+def test_awkward_rows(backend, width, vocabulary, dtype, case):
     """One dimension, so that 1 x weight is any logits, infinities and NaN included."""
     for name, row in zip(NAMES, awkward_rows(vocabulary, dtype), strict=True):
         one = torch.ones(1, 1, dtype=dtype)
@@ -67,7 +74,7 @@ def test_awkward_rows(backend, vocabulary, dtype, case):
 
 @pytest.mark.parametrize("order", ["top_k_first", "top_p_first"])
 @pytest.mark.parametrize("confidence", ["model", "sampling"])
-def test_filters_that_held_entries_do_not_settle(fast_backend, confidence, order):
+def test_filters_that_held_entries_do_not_settle(fast_backend, width, confidence, order):
     """Long nuclei, large k, ties where filters end: flat, tied and constant rows, and every pair of filters."""
     vocabulary = 9000
     rows = torch.stack(
@@ -98,7 +105,7 @@ def test_filters_that_held_entries_do_not_settle(fast_backend, confidence, order
         assert_same_scores(got, wanted, [f"row {row}, k {k}, p {p}" for k, p in zip(top_k, top_p, strict=True)])
 
 
-def test_noised_values_that_are_almost_equal(backend):
+def test_noised_values_that_are_almost_equal(backend, width):
     """Logits that take back the noise: every entry may win until the last bit, and the row's maximum comes late."""
     for vocabulary, row_id in ((6, 3), (300, 4), (9001, 5)):
         row = -gumbel(12, row_id, 0, vocabulary)
@@ -110,7 +117,7 @@ def test_noised_values_that_are_almost_equal(backend):
             assert_equal("token", got.token, wanted.token)
 
 
-def test_close_draws_while_the_maximum_rises(backend):
+def test_close_draws_while_the_maximum_rises(backend, width):
     """(x - m) / temperature is rounded, so pairs of noised values a few bits apart change order with m."""
     rows, vocabulary, seed = 400, 5000, 8
     noise = gumbel(seed, torch.arange(rows), 0, vocabulary)
@@ -126,7 +133,7 @@ def test_close_draws_while_the_maximum_rises(backend):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("dimension", [3, 64, 1000])
-def test_logits_have_the_same_bits_in_every_split(dtype, dimension):
+def test_logits_have_the_same_bits_in_every_split(width, dtype, dimension):
     """What the module says of the BLAS at hand. If this fails on other hardware, the docstrings promise too much there."""
     hidden, weight, bias = make_head(8200, dimension, dtype, rows=40, bias=True)
     for b in (None, bias):
@@ -144,7 +151,7 @@ def test_logits_have_the_same_bits_in_every_split(dtype, dimension):
 
 @pytest.mark.parametrize("vocabulary", [1, 15, 16, 4095, 4096, 4097, 4111, 4112, 8193, 126464, 126465])
 def test_pieces_cover_the_vocabulary_and_none_is_narrow(vocabulary):
-    for rows, width in ((0, 32768), (1, 32768), (33, 28672), (64, 16384), (256, 4096), (4096, 4096)):
+    for rows, width in ((0, 2**20), (8, 131072), (33, 28672), (64, 16384), (256, 4096), (4096, 4096)):
         assert piece_width(rows) == width
     ends = bounds(vocabulary, 4096)
     sizes = [end - begin for begin, end in pairwise(ends)]
