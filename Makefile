@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 export DLMK_BUILD ?= $(if $(shell command -v $(CXX) 2>/dev/null),require,auto)
 INPUTS := pyproject.toml setup.py dlm_kernels/cpu/build_config.py $(shell find csrc -type f -name '*.[hc]*' 2>/dev/null)
 
-.PHONY: demo test test-slow lint format build clean
+.PHONY: demo test test-slow resources lint format build clean
 
 demo: $(STAMP)
 	$(BIN)/dlm-bench demo
@@ -18,6 +18,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# GPU kernels compiled ahead of time, compared with benches/results/resources.json; needs no GPU.
+resources: $(STAMP)
+	$(BIN)/dlm-bench resources --check
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from dlm_benches.kernels import kernels
+from dlm_benches.resources import resources
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Demonstrations, training and benchmarks of dlm-kernels."
 )
 app.command()(kernels)
+app.command()(resources)
 
 
 @app.command()

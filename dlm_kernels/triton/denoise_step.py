@@ -146,6 +146,12 @@ def specimens() -> Iterator[tuple[str, Callable[[], object]]]:
 
     real, key = on(torch.float32, 4, 32), on(torch.int64, 4, 32)
     logits, flags, count, number = on(torch.bfloat16, 4, 32, 126464), on(torch.bool, 4, 32), key[:, 0], real[:, 0]
-    for score in ("confidence", "neg_entropy", "random"):
-        arguments = (key, logits, 126336, real, key, real, key, key, key, count[:1], flags, False, False, score)
-        yield score, lambda a=arguments: denoise_step_(*a, count, number, None, number, count, False)  # type: ignore[misc]
+
+    def step(score: str) -> Callable[[], object]:
+        return lambda: denoise_step_(
+            key, logits, 126336, real, key, real, key, key, key, count[:1], flags, False, False, score,
+            count, number, None, number, count, False,
+        )  # fmt: skip
+
+    for score in ("confidence", "random"):
+        yield score, step(score)

@@ -1,6 +1,6 @@
 """Rows of logits in tiles, and their statistics: what every kernel over a vocabulary shares.
 
-A program holds ROWS rows (one, unless the vocabulary is small) of BLOCK entries. The state of a tile is (m, i, m2, s, t): its
+A program holds ROWS rows (one, except in the interpreter) of BLOCK entries. The state of a tile is (m, i, m2, s, t): its
 maximum, that entry's index, the second maximum, s = sum e^(x - m), t = sum e^(x - m) (x - m). A tile with NaN has m = NaN and
 the first NaN's index; +inf entries count 1 each in s.
 """
@@ -34,6 +34,12 @@ def program_rows(length, count, eligible, ROWS: tl.constexpr):
 def per_row(parameter, b, l, live, other):  # noqa: E741
     """A per-row parameter (pointer, stride of b, stride of l)."""
     return tl.load(parameter[0] + b * parameter[1] + l * parameter[2], mask=live, other=other)
+
+
+@triton.jit
+def row_pointers(logits, b, l):  # noqa: E741
+    """Pointers to rows of [B, L, V] (pointer, stride of b, stride of l); b and l are int64, so offsets beyond 2^31 are too."""
+    return logits[0] + b * logits[1] + l * logits[2]
 
 
 @triton.jit

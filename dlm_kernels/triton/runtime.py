@@ -28,9 +28,9 @@ AUTOTUNE_VARIABLE = "DLM_KERNELS_AUTOTUNE"
 
 TILE = 4096  # elements a program holds at a time: 8 warps with 16 a thread, the most that stays within the registers
 SMALLEST_BLOCK = 16
-MOST_ROWS = 32  # of a small vocabulary that share a tile
-INTERPRETED_ELEMENTS = 2**16  # the interpreter pays per operation, not per element
-PROGRAMS_PER_MULTIPROCESSOR = 4
+# A GPU does a row per program, even a short one: more rows a tile take more registers for what is kept per row. The interpreter
+# pays per operation, not per element, and does many rows at a time.
+INTERPRETED_ELEMENTS = 2**16
 MULTIPROCESSORS = 132  # assumed where there is no GPU to ask: H100's
 
 
@@ -46,10 +46,10 @@ class Tiling(NamedTuple):
         return warps(self.rows * self.block)
 
 
-def tiling(vocabulary: int, tile: int = TILE) -> Tiling:
-    """Rows of that many elements in tiles of up to `tile` elements."""
+def tiling(vocabulary: int, tile: int = TILE, most_rows: int = 1) -> Tiling:
+    """Rows of that many elements in tiles of up to `tile` elements; `most_rows`: of a GPU's tile, see above."""
     block = min(tile, max(SMALLEST_BLOCK, triton.next_power_of_2(vocabulary)))
-    rows = INTERPRETED_ELEMENTS // block if INTERPRETED else min(MOST_ROWS, tile // block)
+    rows = max(1, INTERPRETED_ELEMENTS // block) if INTERPRETED else min(most_rows, tile // block)
     return Tiling(rows, block, triton.cdiv(vocabulary, block))
 
 
@@ -58,9 +58,9 @@ def warps(elements: int, per_thread: int = 16) -> int:
     return min(16, max(1, elements // (32 * per_thread)))
 
 
-def split(row_programs: int, tiles: int, device: torch.device) -> tuple[int, int]:
-    """(programs that share a row, tiles of each): enough programs to fill the GPU, no more."""
-    wanted = triton.cdiv(PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(device), max(row_programs, 1))
+def split(row_programs: int, tiles: int, crowd: int, device: torch.device) -> tuple[int, int]:
+    """(programs that share a row, tiles of each): `crowd` programs per multiprocessor, if there are tiles for them."""
+    wanted = triton.cdiv(crowd * multiprocessors(device), max(row_programs, 1))
     each = triton.cdiv(tiles, min(wanted, tiles))
     return triton.cdiv(tiles, each), each
 

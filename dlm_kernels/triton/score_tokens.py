@@ -37,15 +37,23 @@ from dlm_kernels.triton.rows import (
     per_row,
     program_rows,
     relative,
+    row_pointers,
     store_state,
     tile_state,
 )
-from dlm_kernels.triton.runtime import launch, split, strided, tiling, warps
+from dlm_kernels.triton.runtime import choose, launch, milliseconds, split, strided, tiling, warps
 
 GUMBEL_STREAM = tl.constexpr(spec.GUMBEL_STREAM)
 # A tile cannot win if its maximum plus the largest noise (22.88) stays below the row's maximum with the smallest (-2.82).
 HOPELESS = tl.constexpr(-26.0)
 WEIGHTLESS = tl.constexpr(-104.0)  # e^this is 0 in fp32
+
+CROWDS = (
+    "4",
+    "2",
+    "8",
+    "16",
+)  # programs per multiprocessor that share long rows, the default first; no bit depends on it
 
 # Bits of the ordered fp32 key that do not tell values of the dtype apart.
 KEY_SHIFT = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}
@@ -58,7 +66,7 @@ def summarise_kernel(
 ):  # fmt: skip
     r, b, l, live = program_rows(length, count, eligible, ROWS)  # noqa: E741
     if any_of(live):
-        row = logits[0] + b * logits[1] + l * logits[2]
+        row = row_pointers(logits, b, l)
         first = tl.program_id(1) * each
         for tile in range(first, tl.minimum(first + each, tiles)):
             x, v = load_tile(row, live, tile * BLOCK, vocabulary, suppress_ids, suppressed, BLOCK)
@@ -97,7 +105,7 @@ def merge_kernel(
     if not SAMPLING:
         uses_filters &= heat > 0.0
     cut = cut_of_filters(
-        logits[0] + b * logits[1] + l * logits[2], uses_filters, tl.where(uses_filters, m, 0.0),
+        row_pointers(logits, b, l), uses_filters, tl.where(uses_filters, m, 0.0),
         tl.where(heat > 0.0, heat, 1.0), per_row(top_k, b, l, live, 0), per_row(top_p, b, l, live, 1.0),
         vocabulary, suppress_ids, suppressed, tiles, states[0] + r * tiles, TOP_P_FIRST, SHIFT, BLOCK,
     )  # fmt: skip
@@ -139,7 +147,7 @@ def draw_kernel(
     """Puts (best noised value, its index) and, when SAMPLING, (m2, s, t) of what is kept in the place of the tiles' states."""
     r, b, l, live, sampled, m, heat = drawing_rows(eligible, temperature, summary, length, count, SAMPLING, ROWS)  # noqa: E741
     if any_of(live):
-        row = logits[0] + b * logits[1] + l * logits[2]
+        row = row_pointers(logits, b, l)
         cut = tl.load(summary[2] + r, mask=live, other=0)
         top = tl.load(token + r, mask=live, other=0)  # until `finish` the index of the maximum
         keys = per_row(seed, b, l, live, 0)[:, None]
@@ -179,7 +187,7 @@ def finish_kernel(
         best, index, m2, s, t = load_states(states, r, tiles, live, TILES)
         winner = tl.min(tl.where(best == tl.max(best, 1)[:, None], index, NOWHERE), 1).to(tl.int64)
         winner = tl.where(sampled, winner, tl.load(token + r, mask=live, other=0))
-        x = widen(tl.load(logits[0] + b * logits[1] + l * logits[2] + winner, mask=live, other=0.0))
+        x = widen(tl.load(row_pointers(logits, b, l) + winner, mask=live, other=0.0))
         if SAMPLING:
             total = tl.where(live, tl.sum(s, 1), 1.0)
             log_total = portable_math.log(total)
@@ -205,7 +213,7 @@ class Scratch(NamedTuple):
 Scores = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def allocate_scores(shape: tuple[int, int], device: torch.device) -> Scores:
+def allocate_scores(shape: tuple[int, ...], device: torch.device) -> Scores:
     """(token, confidence, margin, entropy, logsumexp) of `shape`."""
     floats = (torch.empty(shape, dtype=torch.float32, device=device) for _ in range(4))
     return torch.empty(shape, dtype=torch.int64, device=device), *floats  # type: ignore[return-value]
@@ -256,14 +264,25 @@ def launch_score_tokens(
     eligible: Tensor | None,
     sampling_confidence: bool,
     top_p_first: bool,
-    out: Scores,  # contiguous
+    out: tuple[Tensor, ...],  # contiguous
     scratch: Scratch,
+    crowd: int | None = None,  # programs per multiprocessor
 ) -> None:
     batch, length, vocabulary = logits.shape
     count = batch * length
     shape = tiling(vocabulary)
     programs = triton.cdiv(count, shape.rows)
-    shares, each = split(programs, shape.tiles, logits.device)
+    if crowd is None:
+        rest = (
+            temperature, top_k, top_p, seed, row_ids, step, suppress_ids, eligible, sampling_confidence, top_p_first, out,
+            scratch,
+        )  # fmt: skip
+
+        def measure(crowd: str) -> float:
+            return milliseconds(lambda: launch_score_tokens(logits, *rest, int(crowd)))
+
+        crowd = int(choose("score_tokens", vocabulary, logits.dtype, count, logits.device, CROWDS, measure))
+    shares, each = split(programs, shape.tiles, crowd, logits.device)
     x, live, heat = strided(logits), strided(eligible), strided(temperature)
     ids = None if suppress_ids is None else suppress_ids.contiguous()
     suppressed = 0 if ids is None else ids.numel()
@@ -314,3 +333,4 @@ def specimens() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "V=126464 bfloat16 plain", scores(126464, torch.bfloat16, False, False, False)
     yield "V=61 float32", scores(61, torch.float32, True, False, True)
     yield "V=50257 float32", scores(50257, torch.float32, False, False, False)
+    yield "V=1000 bfloat16", scores(1000, torch.bfloat16, True, False, True)

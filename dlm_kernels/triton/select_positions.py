@@ -184,10 +184,10 @@ def launch_select_positions(
     negate: bool = False,  # ranks by -score
 ) -> None:
     batch, length = score.shape
-    quota, threshold, factor, entropy_bound, at_least = (
-        rule if rule is None or rule.is_contiguous() else rule.contiguous()
-        for rule in (quota, threshold, factor, entropy_bound, at_least)
+    rules = (
+        None if rule is None else rule.contiguous() for rule in (quota, threshold, factor, entropy_bound, at_least)
     )
+    quota, threshold, factor, entropy_bound, least = rules
     values, live = strided(score), strided(eligible)
     uncertainty = strided(entropy) if entropy_bound is not None else None
     tokens: tuple[Any, ...] = (None,) * 4 if commit is None else (strided(commit.tokens), *commit[1:])
@@ -196,14 +196,25 @@ def launch_select_positions(
         num_warps=warps(RANKED * AGAINST), NEGATE=negate, RANKED=RANKED, AGAINST=AGAINST,
     )  # fmt: skip
     launch(
-        choose_kernel, (batch,), values, live, quota, threshold, factor, entropy_bound, uncertainty, at_least, length,
+        choose_kernel, (batch,), values, live, quota, threshold, factor, entropy_bound, uncertainty, least, length,
         *scratch, selected, *tokens, num_warps=warps(BLOCK, 4), NEGATE=negate, STRICT=strict, BLOCK=BLOCK,
     )  # fmt: skip
 
 
 def specimens() -> Iterator[tuple[str, Callable[[], object]]]:
-    score = torch.empty((4, 1024), dtype=torch.float32, device="meta")
-    eligible = torch.empty((4, 1024), dtype=torch.bool, device="meta")
-    number, count = score[:, 0].contiguous(), torch.empty(4, dtype=torch.int64, device="meta")
+    def on(kind: torch.dtype, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=kind, device="meta")
+
+    score, eligible, tokens = on(torch.float32, 4, 1024), on(torch.bool, 4, 1024), on(torch.int64, 4, 1024)
+    number, count, commit = on(torch.float32, 4), on(torch.int64, 4), on(torch.int32, 4)
     yield "quota", lambda: select_positions(score, eligible, count, None, None, None, None, count, False)
-    yield "all rules", lambda: select_positions(score, eligible, count, number, number, number, score, count, True)
+    yield (
+        "half precision",
+        lambda: select_positions(score.bfloat16(), eligible, count, number, number, None, None, count, True),
+    )
+    every_rule = (eligible, count, number, number, number, score, count)
+    yield "all rules", lambda: select_positions(score, *every_rule, True)
+    yield "all rules, commit", lambda: launch_select_positions(
+        score, *every_rule, False, eligible, rank_scratch((4, 1024), score.device, True),
+        Commit(tokens, tokens, commit, commit), negate=True,
+    )  # fmt: skip

@@ -162,6 +162,24 @@ def test_every_backend_picks_the_reference_tokens(fast_backend, dtype, vocabular
                 assert_no_worse(name, getattr(got, name), truth, truth)
 
 
+def test_thousands_of_short_rows_have_the_reference_tokens(fast_backend):
+    """12,000 rows with parameters of their own, half of them in bf16: no token differs."""
+    rows, vocabulary = 6000, 67
+    options = {
+        "temperature": torch.rand(rows) * 1.5 * (torch.rand(rows) < 0.9),
+        "top_k": torch.randint(0, vocabulary, (rows,)),
+        "top_p": 1 - torch.rand(rows) * (torch.rand(rows) < 0.7),
+        "seed": torch.randint(-(2**63), 2**63 - 1, (rows,)),
+        "step": torch.arange(rows) % 7,
+    }
+    for dtype, order in ((torch.float32, "top_k_first"), (torch.bfloat16, "top_p_first")):
+        x = (torch.randn(rows, vocabulary) * 4).to(dtype)
+        got, wanted = (
+            score_tokens(x, filter_order=order, backend=name, **options).token for name in (fast_backend, "reference")
+        )
+        assert_equal("token", got, wanted)
+
+
 def test_per_row_parameters_are_those_rows_alone(backend):
     x = torch.randn(6, 50)
     temperature = torch.tensor([0.0, 0.5, 1.0, 2.0, 1.0, 0.0])
