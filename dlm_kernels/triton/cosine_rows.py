@@ -12,7 +12,8 @@ from torch import Tensor
 from dlm_kernels.triton.portable_math import widen
 from dlm_kernels.triton.runtime import launch, tiling, warps
 
-BLOCK = 2048  # elements of each vector that a program holds at a time
+BLOCK = 2048  # elements of each side that a program holds at a time
+MOST_ROWS = 16  # of those, where rows are short
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -45,7 +46,7 @@ def cosine_rows(a: Tensor, b: Tensor) -> Tensor:
 
 def launch_cosine_rows(a: Tensor, b: Tensor, out: Tensor) -> None:
     dimension, count = a.shape[-1], out.numel()
-    shape = tiling(dimension, BLOCK)
+    shape = tiling(dimension, BLOCK, MOST_ROWS)
     x, y = (v.reshape(count, dimension) for v in (a, b))
     launch(
         cosine_rows_kernel, (triton.cdiv(count, shape.rows),), (x, *x.stride()), (y, *y.stride()), out, count, dimension,

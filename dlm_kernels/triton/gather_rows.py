@@ -16,6 +16,7 @@ from torch import Tensor
 from dlm_kernels.triton.runtime import launch, tiling, warps
 
 BLOCK = 2048  # elements that a program moves
+MOST_ROWS = 16  # of those, where rows are short
 CARRIERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -66,7 +67,7 @@ def move(kernel: triton.JITFunction, source: Tensor, positions: Tensor, target: 
         return
     missing = 2 - len(sizes)
     outer, inner = (*(1,) * missing, *sizes)
-    shape = tiling(outer * inner, BLOCK)
+    shape = tiling(outer * inner, BLOCK, MOST_ROWS)
     moved = positions.numel()
     sides = [
         (side.view(carrier), *side.stride()[:2], *(0,) * missing, *steps)

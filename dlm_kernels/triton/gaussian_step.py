@@ -19,6 +19,7 @@ from dlm_kernels.triton.transitions import keys_of, per_batch_row
 NORMAL_STREAM = tl.constexpr(spec.NORMAL_STREAM)
 TWO_PI = tl.constexpr(6.2831853071795864)
 BLOCK = 1024  # elements that a program moves
+MOST_ROWS = 16  # positions of those, where D is small
 
 
 @triton.jit
@@ -129,7 +130,7 @@ def gaussian_step_(
     """See the reference. Allocates nothing, so it is its own `launch_gaussian_step_`."""
     _, length, dimension = x.shape
     count = x.shape[0] * length
-    shape = tiling(dimension, BLOCK)
+    shape = tiling(dimension, BLOCK, MOST_ROWS)
     levels = tuple((level, level.stride(0)) for level in (alpha_t, sigma_t, alpha_s, sigma_s, eta))
     before = levels_before = None
     if denoised_before is not None and alpha_before is not None and sigma_before is not None:

@@ -46,10 +46,10 @@ class Tiling(NamedTuple):
         return warps(self.rows * self.block)
 
 
-def tiling(vocabulary: int, tile: int = TILE) -> Tiling:
-    """Rows of that many elements in tiles of up to `tile` elements."""
+def tiling(vocabulary: int, tile: int = TILE, most_rows: int = 1) -> Tiling:
+    """Rows of that many elements in tiles of up to `tile` elements; `most_rows`: of a GPU's tile, see above."""
     block = min(tile, max(SMALLEST_BLOCK, triton.next_power_of_2(vocabulary)))
-    rows = max(1, INTERPRETED_ELEMENTS // block) if INTERPRETED else 1
+    rows = max(1, INTERPRETED_ELEMENTS // block) if INTERPRETED else min(most_rows, tile // block)
     return Tiling(rows, block, triton.cdiv(vocabulary, block))
 
 

@@ -21,14 +21,14 @@ from torch import Tensor
 from dlm_kernels.reference import philox as spec
 from dlm_kernels.triton.philox import gumbel_noise
 from dlm_kernels.triton.rows import INFINITY, NAN, NOWHERE, any_of, load_tile, per_row, program_rows
-from dlm_kernels.triton.runtime import INTERPRETED, Tiling, launch, split, strided, tiling, warps
+from dlm_kernels.triton.runtime import launch, split, strided, tiling, warps
 from dlm_kernels.triton.transitions import keys_of, per_batch_row
 
 GUMBEL_STREAM = tl.constexpr(spec.GUMBEL_STREAM)
 LARGEST_EXPONENT = tl.constexpr(709.782712893384)  # of fp64
 # Noise lies in [-2.83, 22.89]: a tile whose best weight is lower by more cannot win. The rest is for roundings.
 NOISE_RANGE = tl.constexpr(25.8)
-TILE, MOST_ROWS = 1024, 2
+TILE = 1024  # smaller than score_tokens has: fp64 takes twice the registers
 
 
 @triton.jit
@@ -169,12 +169,6 @@ def write_kernel(
     tl.store(tokens[0] + b * tokens[1] + l * tokens[2], after, mask=live)
 
 
-def tiles_of(vocabulary: int) -> Tiling:
-    """Smaller tiles, and of fewer rows, than score_tokens has: fp64 takes twice the registers."""
-    shape = tiling(vocabulary, TILE)
-    return shape if INTERPRETED else shape._replace(rows=min(shape.rows, MOST_ROWS))
-
-
 class Scratch(NamedTuple):
     """What the launches pass on of every tile, each [B L, tiles]."""
 
@@ -186,7 +180,7 @@ class Scratch(NamedTuple):
 
 def score_entropy_scratch(rows: int, vocabulary: int, device: torch.device) -> Scratch:
     dtypes = (torch.float64, torch.float32, torch.float32, torch.int32)
-    return Scratch(*(torch.empty((rows, tiles_of(vocabulary).tiles), dtype=dtype, device=device) for dtype in dtypes))
+    return Scratch(*(torch.empty((rows, tiling(vocabulary, TILE).tiles), dtype=dtype, device=device) for dtype in dtypes))
 
 
 def score_entropy_step_(
@@ -225,7 +219,7 @@ def launch_score_entropy_step_(
     scratch: Scratch,
 ) -> None:
     length, count, vocabulary = tokens.shape[1], tokens.numel(), log_score.shape[-1]
-    shape = tiles_of(vocabulary)
+    shape = tiling(vocabulary, TILE)
     programs = triton.cdiv(count, shape.rows)
     shares, each = split(programs, shape.tiles, tokens.device)
     states = triton.next_power_of_2(shape.tiles)

@@ -11,9 +11,10 @@ import triton.language as tl
 from dlm_kernels.reference import philox as spec
 from dlm_kernels.triton.philox import keyed_uniform, keyed_words
 from dlm_kernels.triton.rows import per_row
+from dlm_kernels.triton.runtime import INTERPRETED
 
 ROUTE_STREAM, STATE_STREAM = tl.constexpr(spec.ROUTE_STREAM), tl.constexpr(spec.STATE_STREAM)
-BLOCK = 256  # positions a program decides on
+BLOCK = 2**14 if INTERPRETED else 256  # positions a program decides on; the interpreter pays per operation
 
 
 @triton.jit
