@@ -23,8 +23,10 @@ ANNOUNCE_AFTER = 1.0  # seconds of compiling before it is worth a line
 WORTH_A_THREAD = 2**18  # elements; starting a thread costs about what a kernel needs for these
 
 
-def jit(function: Callable[..., Any]) -> Any:
-    """`numba.njit` without the GIL and without fast math, which would change the bits; compiled code is kept on disk.
+def jit(function: Callable[..., Any], fastmath: bool | set[str] = False) -> Any:
+    """`numba.njit` without the GIL; compiled code is kept on disk.
+
+    fastmath: what LLVM may do to the order of sums; only where no token depends on it.
 
     Division by zero is that of IEEE, as in the other backends, not an exception.
 
@@ -36,9 +38,9 @@ def jit(function: Callable[..., Any]) -> Any:
     root = Path(saved) if saved else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dlm_kernels"
     config.CACHE_DIR = str(root / f"numba-{_fingerprint()}")
     try:
-        return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
+        return numba.njit(nogil=True, error_model="numpy", fastmath=fastmath, cache=True)(function)
     except (RuntimeError, OSError):  # no folder can be written: compile in every process
-        return numba.njit(nogil=True, error_model="numpy")(function)
+        return numba.njit(nogil=True, error_model="numpy", fastmath=fastmath)(function)
     finally:
         config.CACHE_DIR = saved
 

@@ -11,6 +11,14 @@ from torch import Tensor
 
 from dlm_kernels.numba import portable_math
 from dlm_kernels.numba.portable_math import gumbel_from_uniform, keyed_words, uniform_from_word
+from dlm_kernels.numba.row_stats import (
+    CHUNK,
+    index_of_maximum,
+    merged_sums,
+    reshaped_sums,
+    second_highest,
+    summarise,
+)
 from dlm_kernels.numba.runtime import bits_float, flat, float_bits, jit, over_rows
 
 f32, u32, u64, i64 = np.float32, np.uint32, np.uint64, np.int64
@@ -26,23 +34,23 @@ NEGATIVE_INFINITY = f32(-math.inf)
 ZERO, ONE = f32(0), f32(1)
 MASS_SCALE = f32(2.0**36)
 LARGEST_GUMBEL = f32(22.9)  # that of the smallest uniform number, 2^-33, is 22.874
-NOTHING_BELOW = f32(-87)  # exp underflows there
 SIGN = u32(0x80000000)
 ALL_BITS = u32(0xFFFFFFFF)
 
 
 @jit
 def widen(bits, start, kind, x):
-    """Row of fp32, bf16 or fp16 bits to fp32. Adding 0 turns -0 into 0, so that equal values have equal bits."""
+    """Row of fp32, bf16 or fp16 bits to fp32."""
+    row = bits[start : start + x.size]
     if kind == FP32:
-        for v in range(x.size):
-            x[v] = bits_float(u32(bits[start + v])) + ZERO
+        for v in range(row.size):
+            x[v] = bits_float(u32(row[v]))
     elif kind == BF16:
-        for v in range(x.size):
-            x[v] = bits_float(u32(u32(bits[start + v]) << u32(16))) + ZERO
+        for v in range(row.size):
+            x[v] = bits_float(u32(u32(row[v]) << u32(16)))
     else:
-        for v in range(x.size):
-            half = u32(bits[start + v])
+        for v in range(row.size):
+            half = u32(row[v])
             size = u32(half & u32(0x7FFF))
             if size >= u32(0x7C00):  # infinity or NaN
                 wide = bits_float(u32(u32(0x7F800000) | (size & u32(0x3FF)) << u32(13)))
@@ -50,13 +58,13 @@ def widen(bits, start, kind, x):
                 wide = bits_float(u32((size << u32(13)) + u32(0x38000000)))  # exponent bias 15 to 127
             else:
                 wide = f32(size) * f32(2.0**-24)
-            x[v] = (-wide if half & u32(0x8000) else wide) + ZERO
+            x[v] = -wide if half & u32(0x8000) else wide
 
 
 @jit
 def sort_key(value):
-    """uint32 that orders like the float."""
-    bits = float_bits(value)
+    """uint32 that orders like the float. Adding 0 turns -0 into 0, so that equal values have equal keys."""
+    bits = float_bits(value + ZERO)
     return u32(bits ^ ALL_BITS) if bits & SIGN else u32(bits | SIGN)
 
 
@@ -112,64 +120,55 @@ def cut_of_filters(x, m, t, top_k, top_p, top_p_first):
 
 
 @jit
-def draw(x, m, first, t, cut, seed, row_id, step):
+def number_of_sort_key(key):
+    return bits_float(u32(key ^ SIGN) if key & SIGN else u32(key ^ ALL_BITS))
+
+
+@jit
+def draw(x, m, first, t, cut, maxima, seed, row_id, step):
     """argmax of (x - m) / t + Gumbel noise over what is kept, lowest index on ties.
 
     Begins at the block of the maximum: then what cannot win even with the largest noise needs no random numbers.
     """
-    blocks = (x.size + 3) // 4
     best, token = NEGATIVE_INFINITY, i64(-1)
-    for turn in range(-1, blocks):
-        block = first // 4 if turn < 0 else turn
-        if turn == first // 4:
+    for turn in range(-1, maxima.size):
+        begin, end = turn * CHUNK, min((turn + 1) * CHUNK, x.size)
+        if turn < 0:
+            begin = first - first % 4
+            end = min(begin + 4, x.size)
+        elif (maxima[turn] - m) / t + LARGEST_GUMBEL < best:
             continue
-        begin, end = 4 * block, min(4 * block + 4, x.size)
-        possible = False
-        for v in range(begin, end):
-            possible |= (x[v] - m) / t + LARGEST_GUMBEL >= best
-        if not possible:
-            continue
-        words = keyed_words(seed, row_id, step, u64(block), u64(0))
-        for v in range(begin, end):
-            if sort_key(x[v]) >= cut:
-                noised = (x[v] - m) / t + gumbel_from_uniform(uniform_from_word(words[v - begin]))
-                if token < 0 or noised > best or (noised == best and v < token):
-                    best, token = noised, i64(v)
+        for block in range(begin, end, 4):
+            after = min(block + 4, x.size)
+            possible = False
+            for v in range(block, after):
+                possible |= (x[v] - m) / t + LARGEST_GUMBEL >= best
+            if not possible:
+                continue
+            words = keyed_words(seed, row_id, step, u64(block // 4), u64(0))
+            for v in range(block, after):
+                if sort_key(x[v]) >= cut:
+                    noised = (x[v] - m) / t + gumbel_from_uniform(uniform_from_word(words[v - block]))
+                    if token < 0 or noised > best or (noised == best and v < token):
+                        best, token = noised, i64(v)
     return token
 
 
 @jit
-def statistics(x, m, t, cut, token):
-    """Of softmax((x - m) / t) over what is kept: probability of `token`, margin, entropy, log of the sum."""
-    total, weighted, second, top = 0.0, 0.0, ZERO, ZERO
-    for v in range(x.size):
-        y = (x[v] - m) / t
-        if y > NOTHING_BELOW and sort_key(x[v]) >= cut:
-            e = portable_math.exp(y)
-            total += np.float64(e)
-            weighted += np.float64(e) * np.float64(y)
-            if e > top:
-                top, second = e, top
-            elif e > second:
-                second = e
-    log_total = math.log(total)
-    confidence = np.float64(portable_math.exp((x[token] - m) / t)) / total
-    return confidence, (1.0 - np.float64(second)) / total, log_total - weighted / total, log_total
-
-
-@jit
-def score_row(x, temperature, top_k, top_p, seed, row_id, step, sampling_confidence, top_p_first):
-    m, first, nan, infinite = x[0], i64(0), i64(-1), 0
-    for v in range(x.size):
-        value = x[v]
-        if value > m:
-            m, first = value, i64(v)
-        if value != value and nan < 0:
-            nan = i64(v)
-        infinite += value == math.inf
-    if nan >= 0:
-        return nan, math.nan, math.nan, math.nan, math.nan
-    if infinite:
+def score_row(
+    x, temperature, top_k, top_p, seed, row_id, step, sampling_confidence, top_p_first, maxima, sums, weighted_sums
+):
+    reshaped = sampling_confidence and (temperature > ZERO or 0 < top_k < x.size or not top_p >= ONE)
+    m, nan = summarise(x, not reshaped, maxima, sums, weighted_sums)
+    if nan:
+        for v in range(x.size):
+            if x[v] != x[v]:
+                return i64(v), math.nan, math.nan, math.nan, math.nan
+    first = index_of_maximum(x, m, maxima)
+    if m == math.inf:
+        infinite = 0
+        for v in range(x.size):
+            infinite += x[v] == math.inf
         return first, 1.0 / infinite, 1.0 if infinite == 1 else 0.0, math.log(infinite), math.inf
     if m == NEGATIVE_INFINITY:
         return i64(0), 0.0, 0.0, 0.0, -math.inf
@@ -180,11 +179,19 @@ def score_row(x, temperature, top_k, top_p, seed, row_id, step, sampling_confide
         cut = cut_of_filters(x, m, t, top_k, top_p, top_p_first)
     token = first
     if temperature > ZERO:
-        token = draw(x, m, first, t, cut, seed, row_id, step)
-    if not sampling_confidence:
-        t, cut = ONE, u32(0)
-    confidence, margin, entropy, log_total = statistics(x, m, t, cut, token)
-    return token, confidence, margin, entropy, np.float64(m) / np.float64(t) + log_total
+        token = draw(x, m, first, t, cut, maxima, seed, row_id, step)
+    second = second_highest(x, first, maxima)
+    if reshaped:
+        least = NEGATIVE_INFINITY if cut == 0 else number_of_sort_key(cut)
+        total, weighted = reshaped_sums(x, m, t, least, maxima)
+        second = second if second >= least else NEGATIVE_INFINITY
+    else:
+        t = ONE
+        total, weighted = merged_sums(m, maxima, sums, weighted_sums)
+    log_total = math.log(total)
+    confidence = math.exp((np.float64(x[token]) - np.float64(m)) / np.float64(t)) / total
+    margin = (1.0 - math.exp((np.float64(second) - np.float64(m)) / np.float64(t))) / total
+    return token, confidence, margin, log_total - weighted / total, np.float64(m) / np.float64(t) + log_total
 
 
 @jit
@@ -193,14 +200,20 @@ def score_rows(
     suppress_ids, sampling_confidence, top_p_first, token, floats,
 ):  # fmt: skip
     x = np.empty(vocabulary, np.float32)
+    chunks = (vocabulary + CHUNK - 1) // CHUNK
+    maxima, sums, weighted_sums = np.empty(chunks, np.float32), np.empty(chunks), np.empty(chunks)
     for i in range(begin, end):
         r = live[i]
-        widen(bits, starts[i], kind, x)
-        for j in range(suppress_ids.size):
-            x[suppress_ids[j]] = NEGATIVE_INFINITY
+        if kind == FP32 and suppress_ids.size == 0:
+            x = bits[starts[i] : starts[i] + vocabulary].view(np.float32)
+        else:
+            widen(bits, starts[i], kind, x)
+            for j in range(suppress_ids.size):
+                x[suppress_ids[j]] = NEGATIVE_INFINITY
         token[r], floats[0, r], floats[1, r], floats[2, r], floats[3, r] = score_row(
-            x, temperature[r], top_k[r], top_p[r], seed[r], row_ids[r], step[r], sampling_confidence, top_p_first
-        )
+            x, temperature[r], top_k[r], top_p[r], seed[r], row_ids[r], step[r], sampling_confidence, top_p_first, maxima,
+            sums, weighted_sums,
+        )  # fmt: skip
 
 
 def row_bits(logits: Tensor, live: Any) -> tuple[Any, Any, int]:
