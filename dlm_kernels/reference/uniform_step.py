@@ -58,9 +58,7 @@ def uniform_step_(
     return changed
 
 
-def routes(
-    u: Tensor, alpha_t: Tensor, alpha_s: Tensor, vocabulary: int, agreement: Tensor
-) -> tuple[Tensor, Tensor]:
+def routes(u: Tensor, alpha_t: Tensor, alpha_s: Tensor, vocabulary: int, agreement: Tensor) -> tuple[Tensor, Tensor]:
     """(noise, clean), bool [B, L]: what each position takes by uniform numbers u fp32 [B, L]; with neither it stays."""
     alpha_t, alpha_s = alpha_t[:, None], alpha_s[:, None]
     ratio = torch.where(alpha_s > 0, alpha_t / alpha_s, torch.ones_like(alpha_s))  # no signal at either time: no change
