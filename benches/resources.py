@@ -28,7 +28,7 @@ SCHEMA = "dlm-bench/resources/2"
 
 REGISTERS = 128  # a thread; more would leave fewer than 512 threads to hide the latency of memory
 MATRIX_REGISTERS = 255  # of kernels that multiply matrices: accumulators live in registers
-MATRIX_KERNELS = frozenset(("score_hidden_kernel",))
+MATRIX_KERNELS = frozenset(("score_hidden_kernel", "bounds_kernel"))
 AMD_REGISTERS = 256
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}  # bytes a block can have
 

@@ -82,7 +82,17 @@ def launch_absorbing_step_(
         jumps, filled, length, count, num_warps=4, BLOCK=BLOCK,
     )  # fmt: skip
     launch_score_tokens(
-        logits, *parameters, seed, row_ids, step, suppress_ids, filled, sampling_confidence, top_p_first, scores, scratch
+        logits,
+        *parameters,
+        seed,
+        row_ids,
+        step,
+        suppress_ids,
+        filled,
+        sampling_confidence,
+        top_p_first,
+        scores,
+        scratch,
     )
     launch(
         absorbing_write_kernel, grid, strided(tokens), mask_id, scores[0], jumps, filled, length, count,

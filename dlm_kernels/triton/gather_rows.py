@@ -80,9 +80,7 @@ def move(kernel: triton.JITFunction, source: Tensor, positions: Tensor, target: 
     )  # fmt: skip
 
 
-def merged(
-    sizes: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]
-) -> tuple[list[int], list[tuple[int, int]]]:
+def merged(sizes: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]) -> tuple[list[int], list[tuple[int, int]]]:
     """The dimensions and their strides on both sides, with those merged that are one run on either."""
     out_sizes: list[int] = []
     out_strides: list[tuple[int, int]] = []

@@ -12,7 +12,7 @@ from torch import Tensor
 from dlm_kernels.reference import philox as spec
 from dlm_kernels.triton.philox import interleave_four, keyed_words
 from dlm_kernels.triton.portable_math import exponential_from_uniform, narrow, uniform_from_word, widen
-from dlm_kernels.triton.rows import per_row, program_rows
+from dlm_kernels.triton.rows import program_rows
 from dlm_kernels.triton.runtime import launch, strided, tiling, warps
 from dlm_kernels.triton.transitions import keys_of, per_batch_row
 
@@ -72,7 +72,7 @@ def gaussian_step_kernel(
     x, denoised, levels, denoised_before, levels_before, eligible, keys, length, count, dimension,
     NOISY: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    r, b, l, live = program_rows(length, count, eligible, ROWS)  # noqa: E741
+    _, b, l, live = program_rows(length, count, eligible, ROWS)  # noqa: E741
     d = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
     inside = live[:, None] & (d < dimension)
     alpha_t = per_batch_row(levels[0], b, live)

@@ -1,7 +1,7 @@
 """The row of an embedding table nearest to each vector, in two launches.
 
-1. `bounds`: |e|^2 - 2 e.x of a tile of vectors against one of the table, by `tl.dot` in fp32, becomes two numbers per vector and
-   tile of the table: below the first no entry can be; below the second one certainly is.
+1. `bounds`: |e|^2 - 2 e.x of a tile of vectors against one of the table, by `tl.dot` in fp32, becomes two numbers per vector
+   and tile of the table: below the first no entry can be; below the second one certainly is.
 2. `decide`: per vector, of the tiles that may hold the nearest row, all distances in fp64, differences squared. Rows that are
    equal tie exactly there, and the lowest id wins.
 
@@ -24,8 +24,8 @@ from dlm_kernels.triton.runtime import INTERPRETED, launch, warps
 VECTORS, TABLE_ROWS, DEPTH = 32, 128, 32  # of a program of `bounds`: 16 products a thread of 8 warps
 DECIDED, DECIDED_DEPTH = 32, 64  # table rows and dimensions that `decide` holds at a time
 MOST_TILES = 1024  # whose bounds `decide` holds at a time
-# A sum of D products in fp32, whatever its order, is off by at most about D 2^-24 of the sum of their magnitudes, which is at most
-# (|e|^2 + |x|^2) / 2. Twice that and more, as a tensor core may cut off what it should round.
+# A sum of D products in fp32, whatever its order, is off by at most about D 2^-24 of the sum of their magnitudes, which is at
+# most (|e|^2 + |x|^2) / 2. Twice that and more, as a tensor core may cut off what it should round.
 ROUNDING = tl.constexpr(2.0**-22)
 ROUNDINGS_BESIDE = tl.constexpr(16)  # those that are not of the products
 UNDERFLOW = tl.constexpr(1e-30)  # more than what products below the normal numbers lose

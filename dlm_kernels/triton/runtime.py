@@ -31,6 +31,7 @@ SMALLEST_BLOCK = 16
 # A GPU does a row per program, even a short one: more rows a tile take more registers for what is kept per row. The interpreter
 # pays per operation, not per element, and does many rows at a time.
 INTERPRETED_ELEMENTS = 2**16
+CROWD = 4  # programs per multiprocessor, where nothing was measured
 MULTIPROCESSORS = 132  # assumed where there is no GPU to ask: H100's
 
 

@@ -4,8 +4,8 @@
 2. Of every tile the state with the best noised weight. Reads again, except tiles that cannot win.
 3. The winner, and the writing.
 
-Exponentials, sums and logarithms of weights are fp64, as in the reference: scores span its whole range, and the weight of staying
-is a difference. They round differently in the last place, which only a near tie shows.
+Exponentials, sums and logarithms of weights are fp64, as in the reference: scores span its whole range, and the weight of
+staying is a difference. They round differently in the last place, which only a near tie shows.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from dlm_kernels.reference import philox as spec
 from dlm_kernels.triton.philox import gumbel_noise
-from dlm_kernels.triton.rows import INFINITY, NAN, NOWHERE, any_of, load_tile, per_row, program_rows
-from dlm_kernels.triton.runtime import launch, split, strided, tiling, warps
+from dlm_kernels.triton.rows import INFINITY, NAN, NOWHERE, any_of, load_tile, per_row, program_rows, row_pointers
+from dlm_kernels.triton.runtime import CROWD, launch, split, strided, tiling, warps
 from dlm_kernels.triton.transitions import keys_of, per_batch_row
 
 GUMBEL_STREAM = tl.constexpr(spec.GUMBEL_STREAM)
@@ -96,7 +96,7 @@ def sum_kernel(
 ):  # fmt: skip
     r, b, l, live, here = moving_rows(tokens, eligible, mask_id, length, count, ROWS, ABSORB)  # noqa: E741
     if any_of(live):
-        row = log_score[0] + b * log_score[1] + l * log_score[2]
+        row = row_pointers(log_score, b, l)
         first = tl.program_id(1) * each
         for tile in range(first, tl.minimum(first + each, tiles)):
             x, v = load_tile(row, live, tile * BLOCK, vocabulary, None, 0, BLOCK)
@@ -114,7 +114,7 @@ def draw_kernel(
     """The best noised value of every tile and its index; the first NaN counts as the best, as in argmax."""
     r, b, l, live, here = moving_rows(tokens, eligible, mask_id, length, count, ROWS, ABSORB)  # noqa: E741
     if any_of(live):
-        row = log_score[0] + b * log_score[1] + l * log_score[2]
+        row = row_pointers(log_score, b, l)
         seed, row_ids, step = keys_of(keys, b, l, live)
         seed, row_ids, step = seed[:, None], row_ids[:, None], step[:, None]
         all_tiles = tl.arange(0, TILES)[None, :]
@@ -180,7 +180,9 @@ class Scratch(NamedTuple):
 
 def score_entropy_scratch(rows: int, vocabulary: int, device: torch.device) -> Scratch:
     dtypes = (torch.float64, torch.float32, torch.float32, torch.int32)
-    return Scratch(*(torch.empty((rows, tiling(vocabulary, TILE).tiles), dtype=dtype, device=device) for dtype in dtypes))
+    return Scratch(
+        *(torch.empty((rows, tiling(vocabulary, TILE).tiles), dtype=dtype, device=device) for dtype in dtypes)
+    )
 
 
 def score_entropy_step_(
@@ -221,7 +223,7 @@ def launch_score_entropy_step_(
     length, count, vocabulary = tokens.shape[1], tokens.numel(), log_score.shape[-1]
     shape = tiling(vocabulary, TILE)
     programs = triton.cdiv(count, shape.rows)
-    shares, each = split(programs, shape.tiles, tokens.device)
+    shares, each = split(programs, shape.tiles, CROWD, tokens.device)
     states = triton.next_power_of_2(shape.tiles)
     x, here, live = strided(log_score), strided(tokens), strided(eligible)
     block = {"ABSORB": mask_id >= 0, "ROWS": shape.rows}

@@ -1,8 +1,8 @@
 """How far a distribution over the vocabulary moved, from the few probabilities that were kept.
 
 1. `summarise`: of every tile its maximum, where that is, and the sum of e^(x - maximum). Reads the logits.
-2. `keep`: k times the best of the tiles' maxima, and the tile that had it once more for its next best and what its sum is without:
-   no sort, and k tiles read instead of the row. What remains in the sums in the end is the sum of all others.
+2. `keep`: k times the best of the tiles' maxima, and the tile that had it once more for its next best and its sum without the
+   one taken: no sort, and k tiles read instead of the row. What remains in the sums in the end is the sum of all others.
 3. `compare`, with a step before: the sums without that step's tokens, from the tiles that hold them, and the divergence.
 
 A sum stays relative to its own tile's maximum: a rest far below the best logit is not lost.
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dlm_kernels.triton.portable_math import widen
 from dlm_kernels.triton.rows import INFINITY, NAN, NOWHERE
-from dlm_kernels.triton.runtime import launch, split, tiling, warps
+from dlm_kernels.triton.runtime import CROWD, launch, split, tiling
 
 
 @triton.jit
@@ -198,7 +198,7 @@ def launch_topk_kl(
     rows = (flat, flat.stride(0))
     shape = tiling(vocabulary)
     programs = triton.cdiv(count, shape.rows)
-    shares, each = split(programs, shape.tiles, logits.device)
+    shares, each = split(programs, shape.tiles, CROWD, logits.device)
     block = {"num_warps": shape.warps, "ROWS": shape.rows, "BLOCK": shape.block}
     tiles = triton.next_power_of_2(shape.tiles)
     launch(

@@ -17,8 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dlm_kernels.triton.portable_math import ordered_key, widen
-from dlm_kernels.triton.rows import INFINITY, NAN, any_of, load_tile, per_row, program_rows
-from dlm_kernels.triton.runtime import launch, split, strided, tiling, warps
+from dlm_kernels.triton.rows import INFINITY, NAN, any_of, load_tile, per_row, program_rows, row_pointers
+from dlm_kernels.triton.runtime import CROWD, launch, split, strided, tiling, warps
 from dlm_kernels.triton.score_tokens import (
     KEY_SHIFT,
     Scores,
@@ -68,7 +68,7 @@ def total_kernel(
     m = tl.load(summary[0] + r, mask=live, other=INFINITY)
     live &= (tl.abs(m) < INFINITY) & (heat > 0.0)
     if any_of(live):
-        row = logits[0] + b * logits[1] + l * logits[2]
+        row = row_pointers(logits, b, l)
         m, heat = tl.where(live, m, 0.0), tl.where(live, heat, 1.0)
         cut = tl.load(summary[2] + r, mask=live, other=0)
         first = tl.program_id(1) * each
@@ -97,7 +97,7 @@ def uniform_write_kernel(
         sampled = live & (heat > 0.0)
         ordinary = sampled & (tl.abs(m) < INFINITY)
         known = ordinary & (here >= 0) & (here < vocabulary)
-        x = widen(tl.load(logits[0] + b * logits[1] + l * logits[2] + here, mask=known, other=-INFINITY))
+        x = widen(tl.load(row_pointers(logits, b, l) + here, mask=known, other=-INFINITY))
         if suppress_ids is not None:
             for j in range(suppressed):
                 x = tl.where(here == tl.load(suppress_ids + j), -INFINITY, x)
@@ -167,8 +167,13 @@ def launch_uniform_step_(
     )  # fmt: skip
     shape = tiling(vocabulary)
     programs = triton.cdiv(count, shape.rows)
-    shares, each = split(programs, shape.tiles, tokens.device)
-    x, live, heat, summary = strided(logits), strided(scratch.moves), strided(temperature), scratch.score_scratch.summary
+    shares, each = split(programs, shape.tiles, CROWD, tokens.device)
+    x, live, heat, summary = (
+        strided(logits),
+        strided(scratch.moves),
+        strided(temperature),
+        scratch.score_scratch.summary,
+    )
     ids = None if suppress_ids is None else suppress_ids.contiguous()
     suppressed = 0 if ids is None else ids.numel()
     if leave_one_out:
