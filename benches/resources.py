@@ -159,7 +159,9 @@ def resources(
     here = compilers()
     missing = [source for source in SOURCES if here[source] is None]
     if missing and not check:
-        raise typer.BadParameter(f"a baseline holds all kernels, and nothing here compiles those of {', '.join(missing)}")
+        raise typer.BadParameter(
+            f"a baseline holds all kernels, and nothing here compiles those of {', '.join(missing)}"
+        )
     for source in missing:
         console.print(f"No compiler for the {source} kernels: they are not checked.", style="yellow")
     there = [source for source in SOURCES if source not in missing]
@@ -170,7 +172,9 @@ def resources(
         versions, known = load_baseline(baseline)
         for source in there:
             if versions[source] != here[source]:
-                console.print(f"The baseline of {source} is of version {versions[source]}: only the limits are checked.")
+                console.print(
+                    f"The baseline of {source} is of version {versions[source]}: only the limits are checked."
+                )
                 continue
             ours, theirs = ([r for r in listed if r.source == source] for listed in (records, known))
             faults += differences(ours, theirs, complete=not (op or target))
