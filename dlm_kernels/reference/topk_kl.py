@@ -29,7 +29,8 @@ def topk_kl(
             q = coarse(y, before_ids.reshape(len(rows), -1)[at])
             terms = p.exp() * (p - q)
             kl[at] = terms.masked_fill(p == -math.inf, 0).sum(-1).clamp(min=0).float()
-        ids[at] = y.argsort(dim=-1, descending=True, stable=True)[:, :k]  # ties: lowest id
+        order = rows[at].masked_fill(y.isnan(), math.nan)  # the logits themselves: in y, close ones may round to ties
+        ids[at] = order.argsort(dim=-1, descending=True, stable=True)[:, :k]  # ties: lowest id
         log_probs[at] = coarse(y, ids[at]).float()
     return kl.view(shape), ids.view(*shape, k), log_probs.view(*shape, k + 1)
 

@@ -2,13 +2,22 @@ import math
 
 import pytest
 import torch
-from tolerances import assert_equal
+from tolerances import assert_equal, assert_no_worse
 
-from dlm_kernels import InvalidArgumentError, TopK, topk_kl
+from dlm_kernels import InvalidArgumentError, TopK, topk_kl, use_backend
 from dlm_kernels.reference import topk_kl as reference
 from kernels.operators import check_compiles, check_operator
+from kernels.rows import NAMES, awkward_rows
 
+OP = "topk_kl"
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
+
+
+@pytest.fixture
+def on_backend(backend):
+    """All that the test computes runs on this backend."""
+    with use_backend(backend):
+        yield backend
 
 
 def coarse_kl(before, now, k):
@@ -22,7 +31,7 @@ def coarse_kl(before, now, k):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("vocabulary", "k"), [(40, 1), (40, 8), (40, 40), (1, 1), (700, 20)])
-def test_divergence_by_definition(monkeypatch, vocabulary, k, dtype):
+def test_divergence_by_definition(on_backend, monkeypatch, vocabulary, k, dtype):
     monkeypatch.setattr(reference, "ELEMENTS_AT_ONCE", 2 * vocabulary)  # several pieces
     before = (torch.randn(5, vocabulary) * 3).to(dtype)
     now = (before.float() + torch.randn(5, vocabulary) * torch.tensor([0.0, 0.01, 0.3, 2.0, 9.0])[:, None]).to(dtype)
@@ -37,7 +46,49 @@ def test_divergence_by_definition(monkeypatch, vocabulary, k, dtype):
     assert (got >= 0).all()
 
 
-def test_what_is_kept():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("vocabulary", "k"), [(1, 1), (7, 3), (1000, 1), (1000, 64), (126464, 8), (151936, 64), (5000, 5000)]
+)
+def test_awkward_rows(backend, vocabulary, k, dtype):
+    """Ties, infinities, NaN, huge and tiny logits, and what the step before knew of another row."""
+    logits = awkward_rows(vocabulary, dtype)
+    before = topk_kl(logits.roll(1, 0), min(k, 5), backend="reference")
+    got, wanted = (
+        topk_kl(logits, k, before=before, backend=backend),
+        topk_kl(logits, k, before=before, backend="reference"),
+    )
+    assert_equal("ids", got.ids, wanted.ids, NAMES)
+    truth, eager = (coarse_log_probs(logits.to(width), wanted.ids).float() for width in (torch.float64, torch.float32))
+    assert_no_worse("logsumexp", got.log_probs, truth, eager, NAMES)
+    torch.testing.assert_close(got.kl, wanted.kl, atol=1e-6, rtol=1e-5, equal_nan=True)
+
+
+def coarse_log_probs(logits, ids):
+    y = logits.log_softmax(-1)
+    return torch.cat((y.gather(1, ids), y.scatter(1, ids, -math.inf).logsumexp(-1, keepdim=True)), dim=-1)
+
+
+def test_threads_neighbours_and_strides_change_nothing(fast_backend, two_threads):
+    wide = torch.randn(3, 60, 2, 2000)
+    logits = wide.transpose(0, 2)[:, ::2]  # [2, 30, 3, 2000]
+    last = topk_kl(logits * 0.9, 6, backend=fast_backend)
+    whole = topk_kl(logits, 4, before=last, backend=fast_backend)
+    torch.set_num_threads(1)
+    single = topk_kl(logits, 4, before=last, backend=fast_backend)
+    alone = topk_kl(logits[1, 29], 4, before=TopK(*(field[1, 29] for field in last)), backend=fast_backend)
+    for field in TopK._fields:
+        assert_equal(field, getattr(whole, field), getattr(single, field))
+        assert_equal(field, getattr(whole, field)[1, 29], getattr(alone, field))
+
+
+def test_an_id_outside_the_vocabulary_is_refused(fast_backend):
+    before = TopK(torch.zeros(1), torch.tensor([[0, 9]]), torch.zeros(1, 3))
+    with pytest.raises((InvalidArgumentError, RuntimeError), match=r"before.ids|index"):
+        topk_kl(torch.zeros(1, 5), 2, before=before, backend=fast_backend)
+
+
+def test_what_is_kept(on_backend):
     logits = torch.tensor([1.0, 3.0, 3.0, -math.inf, 3.0])
     result = topk_kl(logits, 2)
     p = logits.softmax(-1)
@@ -49,7 +100,7 @@ def test_what_is_kept():
     assert topk_kl(torch.randn(2, 3, 9), 4).log_probs.exp().sum(-1).sub(1).abs().max() < 1e-6
 
 
-def test_a_tiny_rest_is_not_lost():
+def test_a_tiny_rest_is_not_lost(on_backend):
     """A rest of 1e-12 next to 1: as 1 - p in fp32 it would be 0 or 6e-8."""
     before = torch.tensor([30.0, 0.0, 0.0])
     last = topk_kl(before, 1)
@@ -57,7 +108,7 @@ def test_a_tiny_rest_is_not_lost():
     assert topk_kl(before, 1, before=last).kl < 1e-12
 
 
-def test_impossible_tokens_and_rows_without_a_distribution():
+def test_impossible_tokens_and_rows_without_a_distribution(on_backend):
     a, b = torch.tensor([[0.0, 0.0, -math.inf]]), torch.tensor([[0.0, -math.inf, 0.0]])
     assert topk_kl(b, 2, before=topk_kl(a, 2)).kl.item() == math.inf
     assert topk_kl(torch.zeros(1, 3), 2, before=topk_kl(a, 2)).kl.item() == pytest.approx(math.log(1.5))
@@ -66,7 +117,7 @@ def test_impossible_tokens_and_rows_without_a_distribution():
         assert topk_kl(broken, 2, before=topk_kl(a, 2)).kl.isnan()
 
 
-def test_shapes_and_strides():
+def test_shapes_and_strides(on_backend):
     logits = torch.randn(9, 3, 2).permute(2, 1, 0)
     whole = topk_kl(logits, 4, before=topk_kl(logits * 2, 3))
     assert [list(field.shape) for field in whole] == [[2, 3], [2, 3, 4], [2, 3, 5]]
@@ -75,7 +126,7 @@ def test_shapes_and_strides():
         assert_equal(field, getattr(whole, field)[1, 2], getattr(alone, field))
 
 
-def test_opcheck_and_compile():
+def test_opcheck_and_compile(on_backend):
     logits, other = torch.randn(2, 2, 3, 9)
     check_operator("topk_kl", lambda: topk_kl(logits.half(), 4), lambda: topk_kl(logits, 2, before=topk_kl(other, 5)))
     check_compiles(lambda x, y: tuple(topk_kl(x, 2, before=topk_kl(y * 2, 5))), logits, other)
