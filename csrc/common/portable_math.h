@@ -85,12 +85,12 @@ DLMK_FN float uniform_from_word(uint32_t word) {
 
 // -log(1 - u), without the cancellation of 1 - u where u is small.
 DLMK_FN float exponential_from_uniform(float u) {
+  if (u >= 0.0625f) return -portable_log(1.0f - u);
   float e = u * 0.2f + 0.25f;
   e = u * e + 0.33333334f;
   e = u * e + 0.5f;
   e = u * e + 1.0f;
-  e = u * e;
-  return u < 0.0625f ? e : -portable_log(1.0f - u);
+  return u * e;
 }
 
 DLMK_FN float gumbel_from_word(uint32_t word) {

@@ -3,7 +3,9 @@
 // compile without contraction (-ffp-contract=off, nvcc -fmad=false).
 #pragma once
 
+#if !defined(__CUDACC_RTC__)
 #include <cmath>
+#endif
 
 #include "philox.h"
 

@@ -65,8 +65,6 @@ struct ChunkKernels {
   void (*draw)(const float* x, int64_t n, int64_t first, float max, const Sampling& row, Best* best);
   // The same over the logarithms of weights. No entry is NaN, no weight infinite.
   void (*draw_state)(const float* x, int64_t n, int64_t first, float max, const StateDraw& row, Best* best);
-  // Standard normal numbers of indices first (a multiple of 4) ... first + n - 1.
-  void (*normals)(const DrawKey& key, int64_t first, int64_t n, float* out);
   // Copies the entries >= lowest, in order; their number.
   int64_t (*collect)(const float* x, int64_t n, float lowest, float* out);
   // Index of the first entry equal to `value`; n if none.
@@ -74,6 +72,9 @@ struct ChunkKernels {
   // n floats at `target` in a dtype of dlmk.h.
   void (*store)(const float* x, int64_t n, int64_t dtype, void* target);
 };
+
+// Standard normal numbers of indices first (a multiple of 4) ... first + n - 1. normals.cpp
+void normals(const DrawKey& key, int64_t first, int64_t n, float* out);
 
 extern const ChunkKernels kScalarKernels;
 #if defined(__x86_64__)

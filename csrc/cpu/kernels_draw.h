@@ -1,4 +1,4 @@
-// The loops that draw: Gumbel noise over what may win, and normal numbers. Part of kernels_impl.h.
+// The loops that draw: Gumbel noise over what may win. Part of kernels_impl.h.
 
 // Words up to this one may beat `best`: u <= -log(1 - u) = e^-g, so a draw of at least `gap` needs u <= e^-gap.
 // The slack covers the roundings of the portable logarithm and of the sums (below 1e-5 together).
@@ -23,7 +23,7 @@ struct Logits {
   float value(float x) const { return (x - row.m) / row.temperature; }
 };
 
-// ... or the logarithm of a state's weight, which grows with its log score x and is at most x + log(factor / divisor transition).
+// ... or the logarithm of a state's weight, which grows with its log score x and is at most x + log_slope.
 struct States {
   const StateDraw& row;
 
@@ -51,13 +51,10 @@ static inline void consider(const Terms& terms, float x, int64_t index, uint32_t
 struct PhiloxRow {
   V::Int keys[kPhiloxRounds][2], row_low, row_high, step;
 
-  uint32_t stream;
-
-  PhiloxRow(const DrawKey& key, uint32_t stream)
+  explicit PhiloxRow(const DrawKey& key)
       : row_low(V::set_int(uint32_t(key.row_id))),
         row_high(V::set_int(uint32_t(key.row_id >> 32))),
-        step(V::set_int(uint32_t(key.step))),
-        stream(stream) {
+        step(V::set_int(uint32_t(key.step))) {
     uint32_t k0 = uint32_t(key.seed), k1 = uint32_t(key.seed >> 32);
     for (auto& round : keys) {
       round[0] = V::set_int(k0);
@@ -70,7 +67,7 @@ struct PhiloxRow {
   // Words of W consecutive blocks: word k of each in words[k].
   inline void group(uint32_t block, V::Int* words) const {
     const V::Int factor0 = V::set_int(kPhiloxM0), factor1 = V::set_int(kPhiloxM1);
-    const uint32_t first = (stream << 24) | block;
+    const uint32_t first = (kGumbelStream << 24) | block;
     V::Int even[4] = {V::even(first), row_low, step, row_high}, odd[4] = {V::odd(first), row_low, step, row_high};
     const auto mix = [&](V::Int* c, const V::Int* round) {
       const V::Int p0 = V::multiply(c[0], factor0), p1 = V::multiply(c[2], factor1);
@@ -94,7 +91,7 @@ static inline void draw_from(const Terms& terms, const float* x, int64_t n, int6
   uint32_t limit = largest_word(bound, best->value);
   float lowest = terms.lowest(best->value);
   const DrawKey key = terms.key();
-  const PhiloxRow philox(key, kGumbelStream);
+  const PhiloxRow philox(key);
   const int64_t group = 4 * V::W;
   int64_t i = 0;
   for (; i + group <= n; i += group) {
@@ -135,22 +132,4 @@ static void k_draw(const float* x, int64_t n, int64_t first, float max, const Sa
 
 static void k_draw_state(const float* x, int64_t n, int64_t first, float max, const StateDraw& row, Best* best) {
   draw_from(States{row}, x, n, first, max, best);
-}
-
-static void k_normals(const DrawKey& key, int64_t first, int64_t n, float* out) {
-  constexpr int kBlocks = 64;  // of four numbers each, so that the arithmetic below is a loop over vectors
-  const PhiloxRow philox(key, kNormalStream);
-  for (int64_t i = 0; i < n; i += 4 * kBlocks) {
-    uint32_t words[4][kBlocks];
-    float z[4][kBlocks];
-    for (int block = 0; block < kBlocks; block += V::W) {
-      V::Int group[4];
-      philox.group(uint32_t((first + i) >> 2) + uint32_t(block), group);
-      for (int k = 0; k < 4; ++k) V::store_int(words[k] + block, group[k]);
-    }
-    for (int pair = 0; pair < 4; pair += 2)
-      for (int j = 0; j < kBlocks; ++j) normal_pair(words[pair][j], words[pair + 1][j], &z[pair][j], &z[pair + 1][j]);
-    const int64_t size = n - i < 4 * kBlocks ? n - i : 4 * kBlocks;
-    for (int64_t j = 0; j < size; ++j) out[i + j] = z[j & 3][j >> 2];
-  }
 }

@@ -227,11 +227,11 @@ static void k_kept_sums(const float* x, int64_t n, const Sampling& row, float* s
       [&](V::Float e, V::Float v) { return V::select(V::ge(v, least), e, zero); }, [] {}, s, t);
 }
 
-// e^d in fp64 for d <= 700, within 4e-16 of it; 0 below -708. No branch and no call, so that loops of it become vectors.
+// e^d in fp64 for d in [kLowestExact, 700], within 4e-16 of it. Neither a branch nor a call, so that loops of it become vectors.
+constexpr double kLowestExact = -708;  // adds nothing to what is not itself as small
+
 static inline double exact_exp(double d) {
   const double integer = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to an integer, which is then in the low bits
-  const bool vanishes = d < -708.0;
-  d = vanishes ? 0.0 : d;
   const double biased = d * 1.4426950408889634 + integer, n = biased - integer;
   const double r = (d - n * 0.693147180369123816490) - n * 1.90821492927058770002e-10;  // ln 2 in two parts
   double p = 1.0 / 6227020800;  // the Taylor series up to r^13; |r| <= log(2) / 2
@@ -253,20 +253,21 @@ static inline double exact_exp(double d) {
   memcpy(&shift, &biased, 8);
   bits += shift << 52;
   memcpy(&p, &bits, 8);
-  return vanishes ? 0.0 : p;
+  return p;
 }
 
 static double k_exact_sum(const float* x, int64_t n, const Sampling& row) {
   constexpr int64_t kBatch = 256, kLanes = 8;
-  const double m = row.m, keep = row.keep, inverse = 1.0 / double(row.temperature);
+  const double m = row.m, inverse = 1.0 / double(row.temperature);
   double lanes[kLanes] = {}, total = 0;
   for (int64_t i = 0; i < n; i += kBatch) {
     const int64_t size = n - i < kBatch ? n - i : kBatch;
+    float kept[kBatch];
     double e[kBatch];
-    for (int64_t j = 0; j < size; ++j) {
-      const double v = x[i + j], term = exact_exp((v - m) * inverse);
-      e[j] = v >= keep ? term : 0.0;
-    }
+    for (int64_t j = 0; j < size; ++j) kept[j] = x[i + j] >= row.keep ? x[i + j] : -INFINITY;
+    for (int64_t j = 0; j < size; ++j) e[j] = (double(kept[j]) - m) * inverse;
+    for (int64_t j = 0; j < size; ++j) e[j] = e[j] < kLowestExact ? kLowestExact : e[j];
+    for (int64_t j = 0; j < size; ++j) e[j] = exact_exp(e[j]);
     for (int64_t j = size; j % kLanes; ++j) e[j] = 0;
     for (int64_t j = 0; j < size; j += kLanes)
       for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += e[j + lane];
@@ -358,5 +359,5 @@ static int64_t k_find(const float* x, int64_t n, float value) {
 
 static constexpr ChunkKernels table(const char* name) {
   return {name,     k_load,        k_maximum, k_maximum_without, k_sums,    k_kept_sums, k_exact_sum,
-          k_masses, k_collect_bin, k_draw,    k_draw_state,      k_normals, k_collect,   k_find,      k_store};
+          k_masses, k_collect_bin, k_draw,    k_draw_state,      k_collect, k_find,      k_store};
 }

@@ -66,6 +66,12 @@ void chunk_statistics(const Row& row, int64_t begin, int64_t end, bool sums, Scr
   scratch.peaked = 4 * needed < end - begin;
 }
 
+void highest_first(const ChunkStats* chunks, std::vector<int64_t>& order) {
+  std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+    return chunks[a].max > chunks[b].max || (chunks[a].max == chunks[b].max && a < b);
+  });
+}
+
 namespace {
 
 RowResult nan_row(const Row& row, int64_t chunk, Scratch& scratch) {
@@ -118,9 +124,7 @@ int64_t draw(const Row& row, const RowStats& stats, const Sampling& sampling, co
   order.clear();
   for (int64_t c = 0; c < row.chunks(); ++c)
     if (chunks[c].max >= sampling.keep && chunks[c].max > -INFINITY) order.push_back(c);
-  std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-    return chunks[a].max > chunks[b].max || (chunks[a].max == chunks[b].max && a < b);
-  });
+  highest_first(chunks, order);
   const Words words = keyed_words(sampling.key, kGumbelStream, uint32_t(stats.index >> 2));
   const Best start = {0.0f + gumbel_from_word(words.w[stats.index & 3]), stats.index};
   const auto draw_from = [&](size_t from, size_t stride, float* buffer) {

@@ -67,6 +67,9 @@ bool reshaped(const Row& row, const RowParameters& parameters);
 // Fills chunks[begin, end): the maxima, and with `sums` the sums that count.
 void chunk_statistics(const Row& row, int64_t begin, int64_t end, bool sums, Scratch& scratch, ChunkStats* chunks);
 
+// Sorts indices of chunks by their maxima: what can win is found early, and what cannot comes last.
+void highest_first(const ChunkStats* chunks, std::vector<int64_t>& order);
+
 // The lowest kept logit under top-k and top-p; -inf when neither applies. filters.cpp
 float lowest_kept(const Row& row, const RowStats& stats, const RowParameters& parameters, const ChunkStats* chunks,
                   Scratch& scratch);

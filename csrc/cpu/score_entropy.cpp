@@ -1,4 +1,6 @@
 // score_entropy_step_: a first pass over a row takes maxima and the sum of the scores, a second draws where a state may win.
+#include <numeric>
+
 #include "cpu/scoring.h"
 
 namespace dlmk {
@@ -54,21 +56,19 @@ class Stepper {
     if (stay > best.value) best = {stay, here[0]};
     const StateDraw state = {w, float(std::log(w.factor / w.divisor * w.transition)), key};
     std::vector<int64_t>& order = scratch.order;
-    order.clear();
-    const auto max = [&](int64_t c) { return scratch.chunks[size_t(c)].max; };
-    const auto heaviest = [&](int64_t c) { return weight_of(w, std::exp(double(max(c)))); };
-    for (int64_t c = 0; c < row.chunks(); ++c)
-      if (heaviest(c) > 0) order.push_back(c);
-    std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return max(a) > max(b) || (max(a) == max(b) && a < b); });
+    order.resize(size_t(row.chunks()));
+    std::iota(order.begin(), order.end(), 0);
+    highest_first(scratch.chunks.data(), order);
     for (int64_t c : order) {
-      if (log_weight(heaviest(c)) + kLargestGumbel < best.value) break;  // and so is every later chunk
-      kernels().draw_state(row.view(c, scratch.buffer.data()), row.size(c), c * kChunk, max(c), state, &best);
+      const float max = scratch.chunks[size_t(c)].max, heaviest = log_weight(weight_of(w, std::exp(double(max))));
+      if (heaviest == -INFINITY || heaviest + kLargestGumbel < best.value) break;  // nor can a later chunk win
+      kernels().draw_state(row.view(c, scratch.buffer.data()), row.size(c), c * kChunk, max, state, &best);
     }
     return best.index;
   }
 
-  // Maxima of the chunks and of the row, and the sum of the scores if the step has a use for it. False: some score is NaN or might
-  // overflow.
+  // Maxima of the chunks and of the row, and the sum of the scores if the step has a use for it. False: some score is NaN or
+  // might overflow.
   bool read(const Row& row, Scratch& scratch, float* m, double* sum) const {
     const Sampling plain = {0, 1, -INFINITY, {}};
     for (int64_t c = 0; c < row.chunks(); ++c) {

@@ -11,22 +11,15 @@ SOURCES = [
     "csrc/cpu/score_entropy.cpp",
     "csrc/cpu/revoke.cpp",
     "csrc/cpu/gaussian.cpp",
+    "csrc/cpu/normals.cpp",
     "csrc/cpu/kernels_scalar.cpp",
     "csrc/cpu/kernels_avx2.cpp",
     "csrc/cpu/kernels_avx512.cpp",
 ]
-# No contraction: the arithmetic that decides tokens must round the same way in every backend. Nobody looks at the floating-point
-# exception flags, and without them loops with a choice in them become vectors; no result changes.
-FLAGS = [
-    "-std=c++17",
-    "-O3",
-    "-fPIC",
-    "-fvisibility=hidden",
-    "-ffp-contract=off",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-]
-FLAGS_OF: dict[str, list[str]] = {}
+# No contraction: the arithmetic that decides tokens must round the same way in every backend.
+FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=off"]
+# Nobody looks at floating-point exceptions. Without them, a loop with choices in it becomes vectors; elsewhere that only costs.
+FLAGS_OF: dict[str, list[str]] = {"csrc/cpu/normals.cpp": ["-fno-trapping-math"]}
 if platform.machine().lower() in ("x86_64", "amd64"):
     # Each variant is entered only where the processor has its instructions; elsewhere these files are empty.
     AVX2 = ["-mavx2", "-mfma", "-mf16c"]

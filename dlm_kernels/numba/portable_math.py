@@ -72,9 +72,14 @@ def uniform_from_word(word):
 
 
 @jit
-def gumbel_from_uniform(u):
+def exponential_from_uniform(u):
     series = u * ((((P0 * u + P1) * u + P2) * u + P3) * u + P4)
-    return -log(series if u < SERIES_BELOW else -log(ONE - u))
+    return series if u < SERIES_BELOW else -log(ONE - u)
+
+
+@jit
+def gumbel_from_uniform(u):
+    return -log(exponential_from_uniform(u))
 
 
 @jit

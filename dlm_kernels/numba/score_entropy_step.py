@@ -42,7 +42,7 @@ def step_row(x, here, absorbs, analytic, denoise, delta, seed, row_id, step):
     """The drawn state. x holds the log scores; that of `here` is not read."""
     if 0 <= here < x.size:
         x[here] = NEGATIVE_INFINITY
-    total, tallest = 0.0, i64(0)
+    total, tallest = f64(0), i64(0)
     for v in range(x.size):
         total += np.exp(f64(x[v]))
         if x[v] > x[tallest]:
@@ -52,11 +52,11 @@ def step_row(x, here, absorbs, analytic, denoise, delta, seed, row_id, step):
 
     # What two likely states reach, so that most of the others need no random numbers.
     best, token = NEGATIVE_INFINITY, i64(0)
-    for v in (here, tallest):
-        weight = stay if v == here else (np.exp(f64(x[v])) * factor / divisor - offset) * transition
-        value = noised(weight, keyed_words(seed, row_id, step, u64(v >> 2), u64(0))[v & 3])
+    for likely in (here, tallest):
+        weight = stay if likely == here else (np.exp(f64(x[likely])) * factor / divisor - offset) * transition
+        value = noised(weight, keyed_words(seed, row_id, step, u64(likely >> 2), u64(0))[likely & 3])
         if value > best:
-            best, token = value, v
+            best, token = value, likely
 
     for block in range((x.size + 3) // 4):
         begin, end = 4 * block, min(4 * block + 4, x.size)

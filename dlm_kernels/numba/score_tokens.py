@@ -204,7 +204,7 @@ def score_rows(
 
 
 def row_bits(logits: Tensor, live: Any) -> tuple[Any, Any, int]:
-    """What `widen` reads: the memory of logits [B, L, V], where each of the rows `live` [n] (of B * L) starts, and the dtype."""
+    """What `widen` reads: the memory of logits [B, L, V], where the rows `live` [n], of B L, start in it, and the format."""
     kind, same_size, unsigned = FORMATS[logits.dtype]
     rows, length, vocabulary = logits.shape
     strides = logits.stride()

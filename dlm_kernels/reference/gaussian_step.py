@@ -26,6 +26,27 @@ def gaussian_step_(
     step: Tensor,
 ) -> None:
     """x_s = alpha_s D + direction (x_t - alpha_t D) / sigma_t + spread z."""
+    after, spread = without_noise(
+        x, denoised, alpha_t, sigma_t, alpha_s, sigma_s, eta, denoised_before, alpha_before, sigma_before
+    )
+    if noisy:
+        after = after + per_row(spread) * keyed_normal(seed, row_ids, step, x.shape[2], NORMAL_STREAM)
+    write_eligible(x, after, eligible)
+
+
+def without_noise(
+    x: Tensor,
+    denoised: Tensor,
+    alpha_t: Tensor,
+    sigma_t: Tensor,
+    alpha_s: Tensor,
+    sigma_s: Tensor,
+    eta: Tensor,
+    denoised_before: Tensor | None,
+    alpha_before: Tensor | None,
+    sigma_before: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """x_s but for its last term, fp32 [B, L, D], and the spread, fp64 [B]."""
     data = denoised.float()
     if denoised_before is not None:
         assert alpha_before is not None
@@ -43,9 +64,10 @@ def gaussian_step_(
     spread = eta * sigma_s * added / sigma_t
     direction = (sigma_s.square() - spread.square()).clamp(min=0).sqrt()
 
-    after = per_row(direction / sigma_t) * x.float() + per_row(alpha_s - direction * alpha_t / sigma_t) * data
-    if noisy:
-        after = after + per_row(spread) * keyed_normal(seed, row_ids, step, x.shape[2], NORMAL_STREAM)
+    return per_row(direction / sigma_t) * x.float() + per_row(alpha_s - direction * alpha_t / sigma_t) * data, spread
+
+
+def write_eligible(x: Tensor, after: Tensor, eligible: Tensor | None) -> None:
     after = after.to(x.dtype)
     x.copy_(after if eligible is None else torch.where(eligible[..., None], after, x))
 

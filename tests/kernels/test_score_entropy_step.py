@@ -216,6 +216,31 @@ def test_near_ties_alone_may_fall_otherwise(fast_backend, graph, method, denoise
         assert (noised[got[row, 0]] - noised[wanted[row, 0]]).abs() < 1e-5
 
 
+def test_unlikely_states_win_as_often_as_they_should(fast_backend):
+    """One tall score and thousands of low ones that together weigh as much: kernels that skip what cannot win must not."""
+    rows, vocabulary = 40, 60_000
+    scores = torch.zeros(rows, 1, vocabulary)
+    scores[..., 5] = math.log(vocabulary)
+    options = {"graph": "absorb", "mask_id": 7, "denoise": True, "delta_sigma": 0.1}
+    got, wanted = torch.full((2, rows, 1), 7)
+    score_entropy_step_(got, scores, **options, backend=fast_backend)
+    score_entropy_step_(wanted, scores, **options, backend="reference")
+    assert 8 < (got == 5).sum() < 32
+    assert_equal("tokens", got, wanted)
+
+
+def test_the_sum_counts_what_is_far_below_the_maximum(fast_backend):
+    """A tenth of the rate out of the mask comes from scores e^-11 as large as the highest, in other parts of the row."""
+    rows, vocabulary = 600, 6000
+    scores = torch.full((1, 1, vocabulary), -11.0).expand(rows, 1, -1).clone()
+    scores[..., 2] = 0.0
+    options = {"graph": "absorb", "mask_id": 0, "delta_sigma": torch.linspace(0.8, 0.95, rows)}
+    got, wanted = torch.zeros(2, rows, 1, dtype=torch.int64)
+    score_entropy_step_(got, scores, **options, backend=fast_backend)
+    score_entropy_step_(wanted, scores, **options, backend="reference")
+    assert_equal("tokens", got, wanted)
+
+
 @pytest.mark.parametrize("vocabulary", [9, 5000])
 def test_scores_that_overflow_or_vanish_pick_the_reference_tokens(fast_backend, vocabulary):
     """e^x beyond fp64, in its last digits, or 0, alone and side by side."""

@@ -154,6 +154,18 @@ def test_small_steps_of_many_rows_pick_the_reference_tokens(fast_backend, kind):
     assert_equal("tokens", got, wanted)
 
 
+def test_probabilities_count_what_is_far_below_the_maximum(fast_backend):
+    """p(x_t) is 1 / 1.1: the tenth comes from the other parts of the row, and steps this early depend on it."""
+    rows, vocabulary = 600, 6000
+    logits = torch.full((1, 1, vocabulary), -11.0).expand(rows, 1, -1).clone()
+    logits[..., 2] = 0.0
+    options = {"denoiser": "leave_one_out", "alpha_t": torch.linspace(1e-4, 1e-3, rows), "alpha_s": 0.5}
+    got, wanted = torch.full((2, rows, 1), 2)
+    uniform_step_(got, logits, **options, backend=fast_backend)
+    uniform_step_(wanted, logits, **options, backend="reference")
+    assert_equal("tokens", got, wanted)
+
+
 @every_backend
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0)])
 def test_no_rows(shape):
