@@ -3,7 +3,7 @@
 1. `summarise`: of every tile its maximum, where that is, and the sum of e^(x - maximum). Reads the logits.
 2. `keep`: k times the best of the tiles' maxima, and the tile that had it once more for its next best and its sum without the
    one taken: no sort, and k tiles read instead of the row. What remains in the sums in the end is the sum of all others.
-3. `compare`, with a step before: the sums without that step's tokens, from the tiles that hold them, and the divergence.
+3. With a step before: `exclude` sums without that step's tokens, from the tiles that hold them; `compare` has the divergence.
 
 A sum stays relative to its own tile's maximum: a rest far below the best logit is not lost.
 """
@@ -21,7 +21,9 @@ from torch import Tensor
 
 from dlm_kernels.triton.portable_math import widen
 from dlm_kernels.triton.rows import INFINITY, NAN, NOWHERE
-from dlm_kernels.triton.runtime import CROWD, launch, split, tiling
+from dlm_kernels.triton.runtime import CROWD, launch, split, tiling, warps
+
+COMPARED = 64  # rows whose divergence a program sums
 
 
 @triton.jit
@@ -52,12 +54,15 @@ def maximum_and_sum(x, v, counts):
 
 @triton.jit
 def log_of_sums(m, s):
-    """log of sum s e^m over the tiles, fp64 [ROWS] of [ROWS, TILES]; -inf of nothing."""
+    """(top, log of sum s e^(m - top)) over the tiles, fp64 [ROWS] of [ROWS, TILES]; (0, -inf) of nothing.
+
+    Two numbers, as their sum would lose the second next to huge logits.
+    """
     top = tl.max(m, 1)
     nothing = top == -INFINITY
-    m, top = m.to(tl.float64), tl.where(nothing, 0.0, top).to(tl.float64)
-    total = tl.sum(s.to(tl.float64) * tl.exp(m - top[:, None]), 1)
-    return tl.where(nothing, -INFINITY, top + tl.log(tl.where(nothing, 1.0, total)))
+    top = tl.where(nothing, 0.0, top).to(tl.float64)
+    total = tl.sum(s.to(tl.float64) * tl.exp(m.to(tl.float64) - top[:, None]), 1)
+    return top, tl.where(nothing, -INFINITY, tl.log(tl.where(nothing, 1.0, total)))
 
 
 @triton.jit
@@ -97,13 +102,14 @@ def keep_kernel(
     ordinary = tl.abs(top) < INFINITY
     works = live & ordinary
     m = tl.where(works[:, None], m, -INFINITY)
-    total = log_of_sums(m, s)
-    tl.store(totals + r, tl.where(ordinary, total, NAN), mask=live)
+    highest, log_total = log_of_sums(m, s)
+    log_total = tl.where(works, log_total, 0.0)
+    tl.store(totals + r, tl.where(ordinary, log_total, NAN), mask=live)
     tile = tl.arange(0, TILES)[None, :]
     for j in range(k):
         best = tl.max(m, 1)
         id = tl.min(tl.where(m == best[:, None], i, NOWHERE), 1)
-        value = best.to(tl.float64) - tl.where(works, total, 0.0)
+        value = best.to(tl.float64) - highest - log_total
         tl.store(log_probs + r * (k + 1) + j, tl.where(ordinary, value, NAN).to(tl.float32), mask=live)
         tl.store(ids + r * k + j, tl.where(works, id, j).to(tl.int64), mask=live)
         # The tile again: what comes after this entry, by value and then by id.
@@ -118,56 +124,82 @@ def keep_kernel(
             tl.where(here, next_i[:, None], i),
             tl.where(here, next_s[:, None], s),
         )
-    rest = log_of_sums(m, s) - tl.where(works, total, 0.0)
+    top, log_rest = log_of_sums(m, s)
+    rest = top - highest + log_rest - log_total
     rest = tl.where(ordinary | (k == vocabulary), rest, NAN)  # no others, no doubt about them
     tl.store(log_probs + r * (k + 1) + k, rest.to(tl.float32), mask=live)
 
 
 @triton.jit(do_not_specialize=["count", "tiles", "kept"])
-def compare_kernel(
-    rows, states, totals, before_ids, before_log_probs, kl, count, vocabulary, tiles, kept,
+def exclude_kernel(
+    rows, states, totals, before_ids, references, rests, count, vocabulary, tiles, kept,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
+    """What log probabilities count from, the row's maximum, and that of all but the step before's tokens."""
     r, row, live = rows_of(rows, count, ROWS)
-    m, s, _, _ = load_sums(states, r, tiles, live, TILES)
-    total = tl.load(totals + r, mask=live, other=0.0)
-    works = live & (total == total)
+    m, s, at, there = load_sums(states, r, tiles, live, TILES)
+    log_total = tl.load(totals + r, mask=live, other=0.0)
+    works = live & (log_total == log_total)
     m = tl.where(works[:, None], m, -INFINITY)
+    highest = tl.max(tl.where(works[:, None], m, 0.0), 1).to(tl.float64)
+    tl.store(references + r, highest, mask=live)
     tile = tl.arange(0, TILES)[None, :]
-    divergence = tl.zeros((ROWS,), tl.float64)
-    for j in range(kept + 1):
-        p = tl.load(before_log_probs + r * (kept + 1) + j, mask=works, other=0.0).to(tl.float64)
-        if j < kept:
-            id = tl.load(before_ids + r * kept + j, mask=works, other=0)
-            known = works & (id >= 0) & (id < vocabulary)
-            q = widen(tl.load(row + id, mask=known, other=NAN)).to(tl.float64) - total  # NaN for an id that is none
-            mine = (id // BLOCK).to(tl.int32)
-            v = mine[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-            x = load_entries(row, known, v, vocabulary)
-            for i in range(kept):
-                without = tl.load(before_ids + r * kept + i, mask=known, other=-1)
-                x = tl.where(v == without[:, None], -INFINITY, x)
-            other_m, _, other_s = maximum_and_sum(x, v, v < vocabulary)
-            here = known[:, None] & (tile == mine[:, None])
-            m, s = tl.where(here, other_m[:, None], m), tl.where(here, other_s[:, None], s)
-        else:
-            q = log_of_sums(m, s) - total
-        counts = (p != -INFINITY) & works
-        divergence += tl.where(counts, tl.exp(tl.where(counts, p, 0.0)) * (tl.where(counts, p, 0.0) - q), 0.0)
-    divergence = tl.where(divergence < 0.0, 0.0, divergence)
-    tl.store(kl + r, tl.where(works, divergence, NAN).to(tl.float32), mask=live)
+    for j in range(kept):
+        id = tl.load(before_ids + r * kept + j, mask=works, other=-1)
+        known = (id >= 0) & (id < vocabulary)
+        mine = (id // BLOCK).to(tl.int32)
+        v = mine[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+        x = load_entries(row, known, v, vocabulary)
+        for i in range(kept):
+            without = tl.load(before_ids + r * kept + i, mask=known, other=-1)
+            x = tl.where(v == without[:, None], -INFINITY, x)
+        tile_m, tile_i, tile_s = maximum_and_sum(x, v, v < vocabulary)
+        here = known[:, None] & (tile == mine[:, None])
+        m, s = tl.where(here, tile_m[:, None], m), tl.where(here, tile_s[:, None], s)
+    top, log_rest = log_of_sums(m, s)
+    tl.store(rests + r, top - highest + log_rest - tl.where(works, log_total, 0.0), mask=live)
+
+
+@triton.jit
+def divergence(log_p, log_q):
+    """p log(p / q), 0 where p is 0."""
+    counts = log_p != -INFINITY
+    p = tl.where(counts, log_p, 0.0)
+    return tl.where(counts, tl.exp(p) * (p - log_q), 0.0)
+
+
+@triton.jit(do_not_specialize=["count", "kept"])
+def compare_kernel(
+    rows, totals, references, rests, before_ids, before_log_probs, kl, count, vocabulary, kept, BLOCK: tl.constexpr
+):
+    r, row, live = rows_of(rows, count, BLOCK)
+    log_total = tl.load(totals + r, mask=live, other=0.0)
+    works = live & (log_total == log_total)
+    reference = tl.load(references + r, mask=live, other=0.0)
+    last = tl.load(before_log_probs + r * (kept + 1) + kept, mask=works, other=-INFINITY).to(tl.float64)
+    total = divergence(last, tl.load(rests + r, mask=works, other=0.0))
+    for j in range(kept):
+        id = tl.load(before_ids + r * kept + j, mask=works, other=-1)
+        known = (id >= 0) & (id < vocabulary)
+        x = widen(tl.load(row + id, mask=known, other=NAN)).to(tl.float64)  # NaN for an id that is none
+        p = tl.load(before_log_probs + r * (kept + 1) + j, mask=works, other=-INFINITY).to(tl.float64)
+        total += divergence(p, x - reference - tl.where(works, log_total, 0.0))
+    total = tl.where(total < 0.0, 0.0, total)
+    tl.store(kl + r, tl.where(works, total, NAN).to(tl.float32), mask=live)
 
 
 class Scratch(NamedTuple):
     states: tuple[Tensor, Tensor, Tensor]  # of tiles, [R, tiles]: maximum and sum fp32, index int32
-    totals: Tensor  # logsumexp fp64 [R]
+    totals: Tensor  # logsumexp less the maximum, fp64 [R]; NaN for rows without a distribution
+    references: Tensor  # the maximum, fp64 [R]
+    rests: Tensor  # log probability of all but the tokens of the step before, fp64 [R]
 
 
 def topk_scratch(rows: int, vocabulary: int, device: torch.device) -> Scratch:
     tiles = tiling(vocabulary).tiles
     m, s = torch.empty((2, rows, tiles), dtype=torch.float32, device=device).unbind()
     i = torch.empty((rows, tiles), dtype=torch.int32, device=device)
-    return Scratch((m, s, i), torch.empty(rows, dtype=torch.float64, device=device))
+    return Scratch((m, s, i), *torch.empty((3, rows), dtype=torch.float64, device=device).unbind())
 
 
 def topk_kl(
@@ -201,6 +233,7 @@ def launch_topk_kl(
     shares, each = split(programs, shape.tiles, CROWD, logits.device)
     block = {"num_warps": shape.warps, "ROWS": shape.rows, "BLOCK": shape.block}
     tiles = triton.next_power_of_2(shape.tiles)
+    lean = max(4, warps(shape.rows * shape.block, per_thread=8))
     launch(
         summarise_kernel, (programs, shares), rows, scratch.states, count, vocabulary, shape.tiles, each, **block
     )  # fmt: skip
@@ -211,9 +244,15 @@ def launch_topk_kl(
     if before_ids is None or before_log_probs is None:
         kl.fill_(math.inf)
         return
+    before_ids, before_log_probs = before_ids.contiguous(), before_log_probs.contiguous()
+    kept = before_ids.shape[-1]
     launch(
-        compare_kernel, (programs,), rows, scratch.states, scratch.totals, before_ids.contiguous(),
-        before_log_probs.contiguous(), kl, count, vocabulary, shape.tiles, before_ids.shape[-1], TILES=tiles, **block,
+        exclude_kernel, (programs,), rows, scratch.states, scratch.totals, before_ids, scratch.references, scratch.rests,
+        count, vocabulary, shape.tiles, kept, TILES=tiles, **block | {"num_warps": lean},
+    )  # fmt: skip
+    launch(
+        compare_kernel, (triton.cdiv(count, COMPARED),), rows, scratch.totals, scratch.references, scratch.rests,
+        before_ids, before_log_probs, kl, count, vocabulary, kept, num_warps=warps(COMPARED, 1), BLOCK=COMPARED,
     )  # fmt: skip
 
 
