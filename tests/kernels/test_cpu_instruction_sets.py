@@ -10,22 +10,12 @@ import pytest
 from dlm_kernels.dispatch import backend_status
 
 HERE = Path(__file__).parent
-OPS = [
-    "score_tokens",
-    "score_hidden",
-    "select_positions",
-    "denoise_step",
-    "rng",
-    "absorbing_step",
-    "uniform_step",
-    "score_entropy_step",
-    "revoke",
-    "gaussian_step",
-    "nearest_embedding",
-    "topk_kl",
-    "cosine_rows",
-]
-FILES = [f"test_{op}.py" for op in OPS]
+# What most of the code serves, at every run; the other ops with the slow tests.
+CORE = ("score_tokens", "select_positions", "denoise_step", "rng")
+OTHERS = (
+    *("score_hidden", "absorbing_step", "uniform_step", "score_entropy_step", "revoke", "gaussian_step"),
+    *("nearest_embedding", "topk_kl", "cosine_rows"),
+)
 
 
 def run(isa, *command):
@@ -35,8 +25,9 @@ def run(isa, *command):
     )
 
 
+@pytest.mark.parametrize("ops", [CORE, pytest.param(OTHERS, marks=pytest.mark.slow)], ids=["core", "others"])
 @pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512"])
-def test_ops_pass_with_this_instruction_set(isa):
+def test_ops_pass_with_this_instruction_set(isa, ops):
     if not backend_status("cpu").available:
         pytest.skip(backend_status("cpu").reason)
     from dlm_kernels import cpu
@@ -48,7 +39,7 @@ def test_ops_pass_with_this_instruction_set(isa):
     available, _, reason = status.stdout.strip().partition(" ")
     if available == "False":
         pytest.skip(reason)
-    selection = ["-k", "cpu and not 126464 and not 151936", *(str(HERE / name) for name in FILES)]
+    selection = ["-k", "cpu and not 126464 and not 151936", *(str(HERE / f"test_{op}.py") for op in ops)]
     result = run(isa, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *selection)
     assert result.returncode == 0, result.stdout[-3000:]
     assert "passed" in result.stdout
