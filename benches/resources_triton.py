@@ -116,7 +116,7 @@ def amd_resources(asm: dict[str, Any]) -> dict[str, Any]:
     return {
         "registers": noted("vgpr_count"),
         "stack": noted("private_segment_fixed_size"),
-        "spills": noted("vgpr_spill_count") + noted("sgpr_spill_count"),
+        "spills": noted("vgpr_spill_count"),  # scalar registers spill into lanes of vector registers, not to memory
         "widest_load": max((16 if small else 32 * int(count or 1) for count, small in loads), default=0),
         "contractions": 0,  # the compiler writes fused instructions of its own for a division, so counting them says nothing
     }
