@@ -21,8 +21,10 @@ from dlm_kernels.triton.portable_math import widen
 from dlm_kernels.triton.rows import INFINITY, NOWHERE
 from dlm_kernels.triton.runtime import INTERPRETED, launch, warps
 
-VECTORS, TABLE_ROWS, DEPTH = 32, 128, 32  # of a program of `bounds`: 16 products a thread of 8 warps
-DECIDED, DECIDED_DEPTH = 32, 64  # table rows and dimensions that `decide` holds at a time
+TABLE_ROWS = 128
+# Of a program of `bounds`: 16 products a thread of 8 warps. The interpreter pays per operation.
+VECTORS, DEPTH = (256, 1024) if INTERPRETED else (32, 32)
+DECIDED, DECIDED_DEPTH = (TABLE_ROWS, 1024) if INTERPRETED else (32, 64)  # what `decide` holds at a time
 MOST_TILES = 1024  # whose bounds `decide` holds at a time
 # A sum of D products in fp32, whatever its order, is off by at most about D 2^-24 of the sum of their magnitudes, which is at
 # most (|e|^2 + |x|^2) / 2. Twice that and more, as a tensor core may cut off what it should round.
@@ -136,7 +138,7 @@ def launch_nearest_embedding(x: Tensor, table: Tensor, ids: Tensor, distance: Te
     launch(
         decide_kernel, (count,), *sides, lower, upper, ids, distance, entries, dimension, tiles,
         num_warps=warps(DECIDED * DECIDED_DEPTH, per_thread=8), TILES=min(MOST_TILES, triton.next_power_of_2(tiles)),
-        ENTRIES=TABLE_ROWS, DECIDED=TABLE_ROWS if INTERPRETED else DECIDED, DEPTH=DECIDED_DEPTH,
+        ENTRIES=TABLE_ROWS, DECIDED=DECIDED, DEPTH=DECIDED_DEPTH,
     )  # fmt: skip
 
 

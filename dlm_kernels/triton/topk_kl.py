@@ -137,7 +137,7 @@ def exclude_kernel(
 ):  # fmt: skip
     """What log probabilities count from, the row's maximum, and that of all but the step before's tokens."""
     r, row, live = rows_of(rows, count, ROWS)
-    m, s, at, there = load_sums(states, r, tiles, live, TILES)
+    m, s, _at, _there = load_sums(states, r, tiles, live, TILES)
     log_total = tl.load(totals + r, mask=live, other=0.0)
     works = live & (log_total == log_total)
     m = tl.where(works[:, None], m, -INFINITY)
@@ -153,7 +153,7 @@ def exclude_kernel(
         for i in range(kept):
             without = tl.load(before_ids + r * kept + i, mask=known, other=-1)
             x = tl.where(v == without[:, None], -INFINITY, x)
-        tile_m, tile_i, tile_s = maximum_and_sum(x, v, v < vocabulary)
+        tile_m, _, tile_s = maximum_and_sum(x, v, v < vocabulary)
         here = known[:, None] & (tile == mine[:, None])
         m, s = tl.where(here, tile_m[:, None], m), tl.where(here, tile_s[:, None], s)
     top, log_rest = log_of_sums(m, s)

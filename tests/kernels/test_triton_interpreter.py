@@ -28,6 +28,26 @@ SELECTION = {
     "long_selection": ("test_select_positions.py", "triton and 4096 and at_least and threshold"),
     "steps": ("test_denoise_step.py", "triton and not threads"),
     "random_numbers": ("test_rng.py", "triton"),
+    "steps_in_tiles": ("test_triton_steps.py", ""),
+    "absorbing": (
+        "test_absorbing_step.py",
+        "triton and (reference_tokens and (triton-7- or 1000-bfloat16) or no_rows or neighbours or score_tokens)",
+    ),
+    "uniform": (
+        "test_uniform_step.py",
+        "triton and (reference_tokens and (triton-7- or 1000-bfloat16-leave) or no_rows or neighbours or small_steps)",
+    ),
+    "score_entropy": (
+        "test_score_entropy_step.py",
+        "triton and (reference_tokens and triton-7- or no_rows or neighbours or near_ties or triton-9)",
+    ),
+    "gaussian": ("test_gaussian_step.py", "triton and not order_of_convergence"),
+    "revoke": ("test_revoke.py", "triton and (revokes and 7-threshold-quota-probability or fewer or no_rows or draws)"),
+    "rows": (
+        "test_cosine_rows.py test_gather_rows.py test_scatter_rows.py test_rows_changed.py test_topk_kl.py",
+        f"triton and not ({BIG} or 5000 or refused)",
+    ),
+    "nearest": ("test_nearest_embedding.py", f"triton and not ({BIG} or 30522 or memory)"),
     "operators": ("test_opcheck_compile.py", "triton"),
 }
 
