@@ -6,6 +6,7 @@ Only the logits of masks that jump are read, twice at most. Nothing is written b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,7 +73,8 @@ def launch_absorbing_step_(
     scores: Scores,
     scratch: Scratch,
 ) -> None:
-    *parameters, seed, row_ids, step, suppress_ids, eligible, sampling_confidence, top_p_first = scoring
+    *filters, seed, row_ids, step, suppress_ids, eligible, sampling_confidence, top_p_first = scoring
+    temperature, top_k, top_p = filters
     length, count = tokens.shape[1], tokens.numel()
     grid = (triton.cdiv(count, BLOCK),)
     alphas = tuple((alpha, alpha.stride(0)) for alpha in (alpha_t, alpha_s))
@@ -82,18 +84,9 @@ def launch_absorbing_step_(
         jumps, filled, length, count, num_warps=4, BLOCK=BLOCK,
     )  # fmt: skip
     launch_score_tokens(
-        logits,
-        *parameters,
-        seed,
-        row_ids,
-        step,
-        suppress_ids,
-        filled,
-        sampling_confidence,
-        top_p_first,
-        scores,
-        scratch,
-    )
+        logits, temperature, top_k, top_p, seed, row_ids, step, suppress_ids, filled, sampling_confidence, top_p_first,
+        scores, scratch,
+    )  # fmt: skip
     launch(
         absorbing_write_kernel, grid, strided(tokens), mask_id, scores[0], jumps, filled, length, count,
         num_warps=4, BLOCK=BLOCK,
@@ -111,5 +104,5 @@ def specimens() -> Iterator[tuple[str, Callable[[], object]]]:
         scoring = (real, tokens, real, tokens, tokens, tokens, tokens[0, :1], eligible, False, False)
         yield (
             f"V=50258 bfloat16{name}",
-            lambda scoring=scoring: absorbing_step_(tokens, logits, 50257, level, level, sigma, *scoring),
+            partial(absorbing_step_, tokens, logits, 50257, level, level, sigma, *scoring),
         )

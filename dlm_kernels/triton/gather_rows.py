@@ -7,6 +7,7 @@ contiguous merges, which leaves [heads, D] of a cache whose heads come first. Ro
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import triton
@@ -101,5 +102,5 @@ def specimens() -> Iterator[tuple[str, Callable[[], object]]]:
     for dtype in (torch.bfloat16, torch.float32, torch.int64, torch.bool):
         cache = torch.empty((2, 32, 4096, 128), dtype=dtype, device="meta")
         name = str(dtype).removeprefix("torch.")
-        yield f"{name} heads first", lambda cache=cache: gather_rows(cache.transpose(1, 2), positions)
-        yield f"{name} rows", lambda cache=cache: gather_rows(cache[:, 0], positions)
+        yield f"{name} heads first", partial(gather_rows, cache.transpose(1, 2), positions)
+        yield f"{name} rows", partial(gather_rows, cache[:, 0], positions)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 import triton
@@ -149,12 +151,13 @@ def specimens() -> Iterator[tuple[str, Callable[[], object]]]:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     key, level, live = on(torch.int64, 4, 64), on(torch.float64, 4), on(torch.bool, 4, 64)
+    move: Callable[..., None] = gaussian_step_
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         name = str(dtype).removeprefix("torch.")
         for dimension in (16, 768):
             x = on(dtype, 4, 64, dimension)
-            first = (x, x, *(level,) * 5, None, None, None)
-            second = (x, x, *(level,) * 5, x, level, level)
-            yield f"D={dimension} {name} noisy", lambda a=first: gaussian_step_(*a, None, True, key, key, key)
-            yield f"D={dimension} {name}", lambda a=first: gaussian_step_(*a, None, False, key, key, key)
-            yield f"D={dimension} {name} second order", lambda a=second: gaussian_step_(*a, live, False, key, key, key)
+            first: tuple[Any, ...] = (x, x, *(level,) * 5, None, None, None)
+            second: tuple[Any, ...] = (x, x, *(level,) * 5, x, level, level)
+            yield f"D={dimension} {name} noisy", partial(move, *first, None, True, key, key, key)
+            yield f"D={dimension} {name}", partial(move, *first, None, False, key, key, key)
+            yield f"D={dimension} {name} second order", partial(move, *second, live, False, key, key, key)

@@ -11,6 +11,7 @@ Scratch is two fp32 numbers for TABLE_ROWS entries of the distance matrix.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import triton
@@ -148,4 +149,4 @@ def specimens() -> Iterator[tuple[str, Callable[[], object]]]:
         x = torch.empty((4, 128, 768), dtype=kind, device="meta")
         table = torch.empty((50304, 768), dtype=table_kind, device="meta")
         name = f"V=50304 {str(kind).removeprefix('torch.')} in {str(table_kind).removeprefix('torch.')}"
-        yield name, lambda x=x, table=table: nearest_embedding(x, table)
+        yield name, partial(nearest_embedding, x, table)

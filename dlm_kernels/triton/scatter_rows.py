@@ -7,6 +7,7 @@ nothing, so no two programs write the same place. Finding out takes M comparison
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import triton
@@ -57,5 +58,5 @@ def specimens() -> Iterator[tuple[str, Callable[[], object]]]:
         cache = torch.empty((2, 32, 4096, 128), dtype=dtype, device="meta")
         rows = torch.empty((2, 64, 32, 128), dtype=dtype, device="meta")
         name = str(dtype).removeprefix("torch.")
-        yield f"{name} heads first", lambda c=cache, r=rows: launch_scatter_rows_(c.transpose(1, 2), positions, r)
-        yield f"{name} rows", lambda c=cache, r=rows: launch_scatter_rows_(c[:, 0], positions, r[:, :, 0])
+        yield f"{name} heads first", partial(launch_scatter_rows_, cache.transpose(1, 2), positions, rows)
+        yield f"{name} rows", partial(launch_scatter_rows_, cache[:, 0], positions, rows[:, :, 0])

@@ -1,8 +1,9 @@
-"""The reverse steps of score-entropy discrete diffusion, in three launches.
+"""The reverse steps of score-entropy discrete diffusion, in four launches.
 
-1. The sum of the scores of every tile and its highest one. Reads the log scores of the positions that can move.
-2. Of every tile the state with the best noised weight. Reads again, except tiles that cannot win.
-3. The winner, and the writing.
+1. `sum`: of every tile the sum of the scores and the highest one. Reads the log scores of the positions that can move.
+2. `weigh`: of every row the weights' coefficients.
+3. `draw`: of every tile the state with the best noised weight. Reads again, except tiles that cannot win.
+4. `write`: the winner.
 
 Exponentials, sums and logarithms of weights are fp64, as in the reference: scores span its whole range, and the weight of
 staying is a difference. They round differently in the last place, which only a near tie shows.
@@ -105,11 +106,40 @@ def sum_kernel(
             tl.store(peaks + r * tiles + tile, tl.max(tl.where(x != x, INFINITY, x), 1), mask=live)
 
 
+@triton.jit
+def weight_of(x, factor, divisor, offset, transition):
+    return (exp64(x) * factor / divisor - offset) * transition
+
+
+@triton.jit(do_not_specialize=["mask_id", "length", "count", "tiles"])
+def weigh_kernel(
+    tokens, eligible, mask_id, delta_sigma, length, count, vocabulary, tiles, sums, peaks, plan,
+    ABSORB: tl.constexpr, ANALYTIC: tl.constexpr, DENOISE: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """Of every row what gives the weights, and the log weight below which a tile cannot win: plan fp64 [6, rows]."""
+    r, b, _l, live, _here = moving_rows(tokens, eligible, mask_id, length, count, ROWS, ABSORB)
+    tile = tl.arange(0, TILES)[None, :]
+    there = live[:, None] & (tile < tiles)
+    total = tl.sum(tl.load(sums + r[:, None] * tiles + tile, mask=there, other=0.0), 1)
+    highest = tl.max(tl.load(peaks + r[:, None] * tiles + tile, mask=there, other=-INFINITY), 1)
+    stay, factor, divisor, offset, transition = weights(
+        per_batch_row(delta_sigma, b, live), total, vocabulary, ABSORB, ANALYTIC, DENOISE
+    )
+    # A weight grows with the score, so the highest score bounds what the row has, and a tile's what the tile has.
+    needed = tl.maximum(log64(stay), log64(weight_of(highest, factor, divisor, offset, transition))) - NOISE_RANGE
+    needed -= tl.abs(needed) * 1e-6
+    tl.store(plan + r, stay, mask=live)
+    tl.store(plan + count + r, factor, mask=live)
+    tl.store(plan + 2 * count + r, divisor, mask=live)
+    tl.store(plan + 3 * count + r, offset, mask=live)
+    tl.store(plan + 4 * count + r, transition, mask=live)
+    tl.store(plan + 5 * count + r, needed, mask=live)
+
+
 @triton.jit(do_not_specialize=["mask_id", "length", "count", "tiles", "each"])
 def draw_kernel(
-    log_score, tokens, eligible, mask_id, delta_sigma, keys, length, count, vocabulary, tiles, each, sums, peaks,
-    best, index, ABSORB: tl.constexpr, ANALYTIC: tl.constexpr, DENOISE: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK: tl.constexpr, TILES: tl.constexpr,
+    log_score, tokens, eligible, mask_id, keys, length, count, vocabulary, tiles, each, peaks, plan, best, index,
+    ABSORB: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The best noised value of every tile and its index; the first NaN counts as the best, as in argmax."""
     r, b, l, live, here = moving_rows(tokens, eligible, mask_id, length, count, ROWS, ABSORB)  # noqa: E741
@@ -117,25 +147,21 @@ def draw_kernel(
         row = row_pointers(log_score, b, l)
         seed, row_ids, step = keys_of(keys, b, l, live)
         seed, row_ids, step = seed[:, None], row_ids[:, None], step[:, None]
-        all_tiles = tl.arange(0, TILES)[None, :]
-        there = live[:, None] & (all_tiles < tiles)
-        total = tl.sum(tl.load(sums + r[:, None] * tiles + all_tiles, mask=there, other=0.0), 1)
-        highest = tl.max(tl.load(peaks + r[:, None] * tiles + all_tiles, mask=there, other=-INFINITY), 1)
-        stay, factor, divisor, offset, transition = weights(
-            per_batch_row(delta_sigma, b, live), total, vocabulary, ABSORB, ANALYTIC, DENOISE
-        )
-        # A weight grows with the score, so these bound what the row has and what a tile has.
-        needed = tl.maximum(log64(stay), log64((exp64(highest) * factor / divisor - offset) * transition)) - NOISE_RANGE
-        needed -= tl.abs(needed) * 1e-6
+        stay = tl.load(plan + r, mask=live, other=0.0)
+        factor = tl.load(plan + count + r, mask=live, other=0.0)
+        divisor = tl.load(plan + 2 * count + r, mask=live, other=1.0)
+        offset = tl.load(plan + 3 * count + r, mask=live, other=0.0)
+        transition = tl.load(plan + 4 * count + r, mask=live, other=0.0)
+        needed = tl.load(plan + 5 * count + r, mask=live, other=0.0)
         first = tl.program_id(1) * each
         for tile in range(first, tl.minimum(first + each, tiles)):
             peak = tl.load(peaks + r * tiles + tile, mask=live, other=-INFINITY)
-            hopeless = log64((exp64(peak) * factor / divisor - offset) * transition) < needed
+            hopeless = log64(weight_of(peak, factor, divisor, offset, transition)) < needed
             matters = live & ((here // BLOCK == tile) | ~hopeless)
             value, winner = tl.full((ROWS,), -INFINITY, tl.float32), tl.full((ROWS,), NOWHERE, tl.int32)
             if any_of(matters):
                 x, v = load_tile(row, matters, tile * BLOCK, vocabulary, None, 0, BLOCK)
-                weight = (exp64(x) * factor[:, None] / divisor[:, None] - offset[:, None]) * transition[:, None]
+                weight = weight_of(x, factor[:, None], divisor[:, None], offset[:, None], transition[:, None])
                 weight = tl.where(v == here[:, None], stay[:, None], weight)
                 noised = log64(weight).to(tl.float32)
                 noised += gumbel_noise(seed, row_ids, step, tile * BLOCK, GUMBEL_STREAM, ROWS, BLOCK)
@@ -170,19 +196,20 @@ def write_kernel(
 
 
 class Scratch(NamedTuple):
-    """What the launches pass on of every tile, each [B L, tiles]."""
+    """What the launches pass on."""
 
-    sums: Tensor  # fp64
+    sums: Tensor  # of tiles, [B L, tiles]; fp64
     peaks: Tensor  # fp32
     best: Tensor  # fp32
-    index: Tensor  # int32
+    winner: Tensor  # int32
+    plan: Tensor  # of rows, fp64 [6, B L]
 
 
 def score_entropy_scratch(rows: int, vocabulary: int, device: torch.device) -> Scratch:
+    shape = (rows, tiling(vocabulary, TILE).tiles)
     dtypes = (torch.float64, torch.float32, torch.float32, torch.int32)
-    return Scratch(
-        *(torch.empty((rows, tiling(vocabulary, TILE).tiles), dtype=dtype, device=device) for dtype in dtypes)
-    )
+    sums, peaks, best, winner = (torch.empty(shape, dtype=dtype, device=device) for dtype in dtypes)
+    return Scratch(sums, peaks, best, winner, torch.empty((6, rows), dtype=torch.float64, device=device))
 
 
 def score_entropy_step_(
@@ -233,12 +260,17 @@ def launch_score_entropy_step_(
         scratch.sums, scratch.peaks, num_warps=lean, BLOCK=shape.block, **block,
     )  # fmt: skip
     launch(
-        draw_kernel, (programs, shares), x, here, live, mask_id, (delta_sigma, delta_sigma.stride(0)),
-        tuple(strided(key) for key in (seed, row_ids, step)), length, count, vocabulary, shape.tiles, each, *scratch,
-        num_warps=lean, ANALYTIC=method == "analytic", DENOISE=denoise, BLOCK=shape.block, TILES=states, **block,
+        weigh_kernel, (programs,), here, live, mask_id, (delta_sigma, delta_sigma.stride(0)), length, count, vocabulary,
+        shape.tiles, scratch.sums, scratch.peaks, scratch.plan, num_warps=warps(shape.rows * states),
+        ANALYTIC=method == "analytic", DENOISE=denoise, TILES=states, **block,
     )  # fmt: skip
     launch(
-        write_kernel, (programs,), here, live, mask_id, length, count, shape.tiles, scratch.best, scratch.index, changed,
+        draw_kernel, (programs, shares), x, here, live, mask_id, tuple(strided(key) for key in (seed, row_ids, step)),
+        length, count, vocabulary, shape.tiles, each, scratch.peaks, scratch.plan, scratch.best, scratch.winner,
+        num_warps=lean, BLOCK=shape.block, **block,
+    )  # fmt: skip
+    launch(
+        write_kernel, (programs,), here, live, mask_id, length, count, shape.tiles, scratch.best, scratch.winner, changed,
         num_warps=warps(shape.rows * states), TILES=states, **block,
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -265,4 +266,4 @@ def specimens() -> Iterator[tuple[str, Callable[[], object]]]:
         for vocabulary in (126464, 300):
             logits = on(dtype, 4, 32, vocabulary)
             name = f"V={vocabulary} {str(dtype).removeprefix('torch.')}"
-            yield name, lambda logits=logits: topk_kl(logits, 8, *before)
+            yield name, partial(topk_kl, logits, 8, *before)

@@ -153,7 +153,8 @@ def launch_uniform_step_(
     changed: Tensor,  # contiguous
     scratch: UniformScratch,
 ) -> None:
-    temperature, *filters, seed, row_ids, step, suppress_ids, eligible, sampling_confidence, top_p_first = scoring
+    *filters, seed, row_ids, step, suppress_ids, eligible, sampling_confidence, top_p_first = scoring
+    temperature, top_k, top_p = filters
     length, count, vocabulary = tokens.shape[1], tokens.numel(), logits.shape[-1]
     alphas = tuple((alpha, alpha.stride(0)) for alpha in (alpha_t, alpha_s))
     keys = tuple(strided(key) for key in (seed, row_ids, step))
@@ -162,18 +163,14 @@ def launch_uniform_step_(
         length, count, vocabulary, num_warps=4, BLOCK=BLOCK,
     )  # fmt: skip
     launch_score_tokens(
-        logits, temperature, *filters, seed, row_ids, step, suppress_ids, scratch.moves, sampling_confidence,
+        logits, temperature, top_k, top_p, seed, row_ids, step, suppress_ids, scratch.moves, sampling_confidence,
         top_p_first, scratch.scores, scratch.score_scratch,
     )  # fmt: skip
     shape = tiling(vocabulary)
     programs = triton.cdiv(count, shape.rows)
     shares, each = split(programs, shape.tiles, CROWD, tokens.device)
-    x, live, heat, summary = (
-        strided(logits),
-        strided(scratch.moves),
-        strided(temperature),
-        scratch.score_scratch.summary,
-    )
+    x, live, heat = strided(logits), strided(scratch.moves), strided(temperature)
+    summary = scratch.score_scratch.summary
     ids = None if suppress_ids is None else suppress_ids.contiguous()
     suppressed = 0 if ids is None else ids.numel()
     if leave_one_out:

@@ -59,6 +59,15 @@ def test_steps_over_several_tiles(as_on_a_gpu, name):
     assert changed.any()
 
 
+@pytest.mark.parametrize("name", ["uniform", "euler", "absorb"])
+def test_staying_wins_though_no_score_of_its_tile_could(as_on_a_gpu, name):
+    tokens = torch.tensor([[5, 4000, 8999]]) if name != "absorb" else torch.full((1, 3), MASK)
+    before = tokens.clone()
+    changed = STEPS[name](tokens, torch.full((1, 3, 9000), -60.0), backend="triton")
+    assert not changed.any()
+    assert_equal("tokens", tokens, before)
+
+
 def test_kept_tokens_over_several_tiles(as_on_a_gpu):
     logits = torch.randn(3, 9000) * 3
     logits[1, [8999, 4096, 0]] = 40.0
