@@ -105,8 +105,9 @@ def normalise_rows(hidden: Tensor, vocabulary: int, row_ids: Any, **scoring: Any
     if row_ids is None:
         row_ids = arguments.default_row_ids(shape, hidden)
     checked = normalise(hidden, shape, row_ids, vocabulary=vocabulary, **scoring)
-    flat = [value if value is None else value.reshape(-1) for value in (*checked[:6], checked.eligible)]
-    return Scoring(*flat[:6], checked.suppress_ids, flat[6], *checked[8:])
+    per_row = ("temperature", "top_k", "top_p", "seed", "row_ids", "step", "eligible")
+    given = {name: value for name in per_row if (value := getattr(checked, name)) is not None}
+    return checked._replace(**{name: value.reshape(-1) for name, value in given.items()})
 
 
 def check_head(

@@ -34,18 +34,14 @@ class Rows:
         head: Head,
         vocabulary: int,  # of all shards
         start: int,  # where the head's part begins
-        temperature: Tensor,  # this and the next five [R]
-        top_k: Tensor,
-        top_p: Tensor,
-        seed: Tensor,
-        row_ids: Tensor,
-        step: Tensor,
+        per_row: tuple[Tensor, ...],  # temperature, top_k, top_p, seed, row_ids, step, each [R]
         suppress_ids: Tensor | None,
         sampling_confidence: bool,
         top_p_first: bool,
     ) -> None:
         self.head, self.vocabulary, self.start = head, vocabulary, start
-        self.per_row = (temperature, top_k, top_p, seed, row_ids, step)
+        self.per_row = per_row
+        temperature, top_k, top_p = per_row[:3]
         self.options = (suppress_ids, sampling_confidence, top_p_first)
         rows = head.rows
         by_k = (top_k > 0) & (top_k < vocabulary)
@@ -117,7 +113,7 @@ class Rows:
     def of(self, rows: Tensor) -> Rows:
         """Some of the rows, from the start, with their logits in memory."""
         head = self.head.of(rows).keep()
-        return Rows(head, self.vocabulary, self.start, *(value[rows] for value in self.per_row), *self.options)
+        return Rows(head, self.vocabulary, self.start, tuple(value[rows] for value in self.per_row), *self.options)
 
     def merge_winners(self, winners: list[Tensor]) -> None:
         self.winners.copy_(winners[0])
@@ -175,11 +171,11 @@ def score_shard(
     if live is not None:
         hidden, per_row = hidden[live], tuple(value[live] for value in per_row)
     head = Head(hidden, weight, bias, round_logits, batch_invariant)
-    rows = Rows(head, vocabulary, start, *per_row, suppress_ids, sampling_confidence, top_p_first)
+    rows = Rows(head, vocabulary, start, per_row, suppress_ids, sampling_confidence, top_p_first)
     scores = score_rows(rows, gather)
-    if eligible is None:
+    if eligible is None or live is None:
         return scores
-    skipped = TokenScores(0, 0.0, 0.0, 0.0, -math.inf)
+    skipped = (0, 0.0, 0.0, 0.0, -math.inf)
     return TokenScores(
         *(
             value.new_full(eligible.shape, fill).index_copy_(0, live, value)

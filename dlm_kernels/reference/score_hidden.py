@@ -30,8 +30,13 @@ def score_hidden(
     rows = hidden.shape[0]
     live = torch.arange(rows, device=hidden.device) if eligible is None else eligible.nonzero()[:, 0]
     head = Head(hidden[live], weight, bias, round_logits, batch_invariant)
-    per_row = [value[live][None] for value in (temperature, top_k, top_p, seed, row_ids, step)]
-    scores = score_tokens(head.whole()[None], *per_row, suppress_ids, None, sampling_confidence, top_p_first)
+    temperature, top_k, top_p, seed, row_ids, step = (
+        value[live][None] for value in (temperature, top_k, top_p, seed, row_ids, step)
+    )
+    scores = score_tokens(
+        head.whole()[None], temperature, top_k, top_p, seed, row_ids, step, suppress_ids, None, sampling_confidence,
+        top_p_first,
+    )  # fmt: skip
     outputs = [value.new_zeros(rows) for value in scores]
     outputs[4].fill_(-torch.inf)  # logsumexp
     for output, value in zip(outputs, scores, strict=True):
