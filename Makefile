@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 export DLMK_BUILD ?= $(if $(shell command -v $(CXX) 2>/dev/null),require,auto)
 INPUTS := pyproject.toml setup.py dlm_kernels/cpu/build_config.py $(shell find csrc -type f -name '*.[hc]*' 2>/dev/null)
 
-.PHONY: demo test test-slow bench resources lint format build clean
+.PHONY: demo test test-slow bench resources gpu-check lint format build clean
 
 demo: $(STAMP)
 	$(BIN)/dlm-bench demo
@@ -51,7 +51,6 @@ build: $(STAMP)
 	$(BIN)/python -m build
 
 # Op tests, CUDA graphs, races and times on a GPU; says so and ends well where there is none.
-.PHONY: gpu-check
 gpu-check: $(STAMP)
 	$(BIN)/dlm-bench gpu-check
 

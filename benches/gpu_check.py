@@ -26,13 +26,9 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests" / "kernels"
 # Those of ops that have GPU kernels, and the graph test. The others check the host's side or CPU backends.
 FILES = (
-    "score_tokens",
-    "select_positions",
-    "denoise_step",
-    "commit",
-    "revoke",
-    "gather_rows",
-    "scatter_rows",
+    *("score_tokens", "score_hidden", "select_positions", "denoise_step", "commit", "revoke"),
+    *("absorbing_step", "uniform_step", "score_entropy_step", "gaussian_step"),
+    *("nearest_embedding", "topk_kl", "cosine_rows", "rows_changed", "gather_rows", "scatter_rows"),
     "cuda_graph",
 )
 SANITIZED = (str(TESTS / "test_denoise_step.py"), "-k", "cuda")

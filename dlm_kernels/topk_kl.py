@@ -30,7 +30,8 @@ def topk_kl(logits: Tensor, k: int = 8, *, before: TopK | None = None, backend: 
         without a finite logit have NaN.
 
     Raises:
-        InvalidArgumentError: wrong dtype, shape or device, k outside [1, V].
+        InvalidArgumentError: wrong dtype, shape or device, k outside [1, V], on the CPU an id of `before` outside [0, V);
+            on a GPU, where nothing is read back, the row's kl is NaN then.
         BackendUnavailableError: the backend asked for cannot run here or has no such kernel.
 
     The stability test of KLASS, arXiv:2511.05664, on what it costs to keep.
