@@ -103,6 +103,38 @@ def test_compiles_as_one_graph(function):
     run_compiled(function, "reference", "aot_eager")
 
 
+def test_a_model_and_its_step_are_one_graph(fast_backend):
+    """Several steps with the seed and the step as tensors: no graph break, no recompilation, the tokens of eager calls."""
+    from dlm_kernels import use_backend
+
+    model = torch.nn.Sequential(torch.nn.Embedding(16, 8), torch.nn.ReLU(), torch.nn.Linear(8, 16)).requires_grad_(
+        False
+    )
+    model[2].weight.mul_(9)
+
+    def denoise(tokens, seed, step):
+        return denoise_step_(
+            tokens, model(tokens), mask_id=MASK, temperature=1.0, seed=seed, step=step, quota=2
+        ).remaining
+
+    torch.compiler.reset()
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(denoise, fullgraph=True, backend=counting)
+    eager_tokens, compiled_tokens = torch.full((2, 6), MASK), torch.full((2, 6), MASK)
+    with use_backend(fast_backend):
+        for step in range(3):
+            keys = torch.tensor([[5], [6]]), torch.tensor(step)
+            assert_equal("remaining", compiled(compiled_tokens, *keys), denoise(eager_tokens, *keys))
+            assert_equal("tokens", compiled_tokens, eager_tokens)
+    assert (eager_tokens != MASK).all()
+    assert len(graphs) == 1
+
+
 def test_compiles_with_inductor():
     run_compiled(denoise, "reference", "inductor")
 
