@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib import import_module
@@ -45,9 +46,10 @@ def ops() -> list[str]:
 
 def compiled_kernels(names: Sequence[str], targets: Sequence[str]) -> Iterator[CompiledKernel]:
     """One record per kernel, specimen and target. A file answers for its own kernels; a launch that an earlier specimen of it
-    made as well is left out."""
+    made as well is left out. Forms of one kernel in one specimen are numbered from the second on."""
     for name in names:
         seen: set[tuple[str, str]] = set()
+        forms: Counter[tuple[str, str, str]] = Counter()
         module = import_module(f"dlm_kernels.triton.{name}")
         for label, call in module.specimens():
             with recording() as launches:
@@ -58,7 +60,10 @@ def compiled_kernels(names: Sequence[str], targets: Sequence[str]) -> Iterator[C
                     key = (target, source.hash() + str(options))
                     if key not in seen:
                         seen.add(key)
-                        yield inspect_kernel(launch, f"{name}: {label}", target, source, options)
+                        form = (launch.kernel.__name__, label, target)
+                        forms[form] += 1
+                        number = f" ({forms[form]})" if forms[form] > 1 else ""
+                        yield inspect_kernel(launch, f"{name}: {label}{number}", target, source, options)
 
 
 def compilation(launch: Launch, target: GPUTarget) -> tuple[ASTSource, dict[str, Any]]:
