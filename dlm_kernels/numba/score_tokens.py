@@ -13,6 +13,9 @@ from dlm_kernels.numba import portable_math
 from dlm_kernels.numba.portable_math import gumbel_from_uniform, keyed_words, uniform_from_word
 from dlm_kernels.numba.row_stats import (
     CHUNK,
+    NEGATIVE_INFINITY,
+    ONE,
+    ZERO,
     index_of_maximum,
     merged_sums,
     reshaped_sums,
@@ -30,8 +33,6 @@ FORMATS = {
     torch.float16: (FP16, torch.int16, np.uint16),
 }
 
-NEGATIVE_INFINITY = f32(-math.inf)
-ZERO, ONE = f32(0), f32(1)
 MASS_SCALE = f32(2.0**36)
 LARGEST_GUMBEL = f32(22.9)  # that of the smallest uniform number, 2^-33, is 22.874
 SIGN = u32(0x80000000)
