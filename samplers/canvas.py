@@ -138,7 +138,10 @@ def new_state(
     editable = (column >= prompts.length[:, None]) & valid
     editable[:, : prompts.editable.shape[1]] |= prompts.editable[:, :width]
     tokens = tokens.masked_fill(editable | ~valid, spec.mask_id)
-    zero = torch.zeros(rows, dtype=torch.int64, device=device)
+
+    def zero() -> Tensor:
+        return torch.zeros(rows, dtype=torch.int64, device=device)
+
     return SamplerState(
         tokens=tokens,
         editable=editable,
@@ -151,10 +154,11 @@ def new_state(
         mask_id=spec.mask_id,
         block_length=block_length,
         steps_per_block=steps_per_block,
-        step=zero,
-        block_end=zero,
-        block_step=zero,
-        block_masks=zero,
+        step=zero(),
+        block_start=zero(),
+        block_end=zero(),
+        block_step=zero(),
+        block_masks=zero(),
         active=torch.zeros_like(editable),
         live=torch.ones(rows, dtype=torch.bool, device=device),
     )

@@ -9,15 +9,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dlm_kernels import InvalidArgumentError, TokenScores, commit_
-from dlm_samplers.canvas import Prompts, check_vocabulary, new_state, read_prompts, to_caller_layout
+from dlm_kernels import InvalidArgumentError, TokenScores
+from dlm_samplers.canvas import new_state, read_prompts
+from dlm_samplers.evaluation import Evaluation
 from dlm_samplers.guarantees import Guarantee
+from dlm_samplers.loop import Loop
 from dlm_samplers.models import Adapter, ModelSpec
 from dlm_samplers.models.adapter import LogitsProcessor
 from dlm_samplers.models.spec import DREAM, LLADA
 from dlm_samplers.output import GenerationInterrupted, SamplerOutput
+from dlm_samplers.parts import Part
 from dlm_samplers.policies import FixedQuota, Policy
 from dlm_samplers.randomness import request_keys
+from dlm_samplers.remask import Remask
+from dlm_samplers.run import Run
 from dlm_samplers.schedules import TimeGrid
 from dlm_samplers.state import SamplerState
 from dlm_samplers.stopping import StoppingRule
@@ -35,6 +40,7 @@ class Sampler:
 
     model: any callable `model(input_ids [B, L], attention_mask=...) -> logits [B, L, V] or an object with .logits`.
     policy: which positions commit in a step; default: the family's published sampler.
+    remask: which committed tokens are taken back or replaced.
     stopping: rules that finish a row early.
     spec: how to call the model; default: from mask_id, eos_id and `model.config`.
     backend: kernel backend, see `dlm_kernels.use_backend`; None chooses by device.
@@ -50,6 +56,7 @@ class Sampler:
         model: Callable[..., Any],
         *,
         policy: Policy | None = None,
+        remask: Remask | None = None,
         stopping: Iterable[StoppingRule] = (),
         spec: ModelSpec | None = None,
         mask_id: int | None = None,
@@ -65,10 +72,18 @@ class Sampler:
         self.policy = self.default_policy() if policy is None else policy
         if not isinstance(self.policy, Policy):
             raise InvalidArgumentError(f"policy must be a Policy instance, got {policy!r}")
+        if remask is not None and not isinstance(remask, Remask):
+            raise InvalidArgumentError(f"remask must be a Remask instance, got {remask!r}")
+        self.remask = remask
         self.stopping = tuple(stopping)
-        for rule in self.stopping:
-            rule.check(spec)
         self.backend = backend
+        for part in self.parts:
+            part.check(self)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Policy, remasking and stopping rules."""
+        return (self.policy, *([] if self.remask is None else [self.remask]), *self.stopping)
 
     def default_policy(self) -> Policy:
         """The family's published sampler."""
@@ -77,7 +92,19 @@ class Sampler:
     @property
     def guarantee(self) -> Guarantee:
         """The weakest promise among the parts, relative to the family's published sampler with this policy's budget."""
-        return Guarantee.weakest([self.policy.guarantee, *(rule.guarantee for rule in self.stopping)])
+        return Guarantee.weakest(part.guarantee for part in self.parts)
+
+    def explain(self) -> str:
+        """What the composition preserves, and which part it owes that to."""
+        weakest = self.guarantee
+        lines = [f"{weakest}: the weakest of"]
+        for part in self.parts:
+            mark = "<-" if part.guarantee == weakest else "  "
+            lines.append(f"  {mark} {part!r}: {part.guarantee}. {part.promise}".rstrip())
+        lines.append(
+            "Given the same logits. A model whose arithmetic depends on the batch's shape may flip near ties between batches."
+        )
+        return "\n".join(lines)
 
     @torch.no_grad()
     def generate(
@@ -101,6 +128,7 @@ class Sampler:
         streamer: Streamer | None = None,
         progress: bool = False,
         return_history: bool = False,
+        batch_size: int | None = None,
     ) -> SamplerOutput:
         """Fills the blanks of the prompts and continues them.
 
@@ -122,6 +150,7 @@ class Sampler:
         streamer: object with put(tokens), end() and optionally put_draft(value=canvas); for a single row.
         progress: a rich progress bar over committed tokens.
         return_history: keep the canvas after every step.
+        batch_size: rows denoised together; a row that finishes makes room for the next. Default: all at once.
 
         Raises InvalidArgumentError before any work for arguments that cannot be met, and during it when the model's output
         has a wrong shape or NaN (naming the row); GenerationInterrupted, which carries the output so far, on Ctrl-C.
@@ -149,14 +178,13 @@ class Sampler:
             raise InvalidArgumentError(f"top_p must be in (0, 1], got {top_p}")
         if top_k < 0:
             raise InvalidArgumentError(f"top_k must be >= 0 (0 is off), got {top_k}")
-        padded = not bool(state.valid.all())
-        if padded and self.spec.attention_mask == "none":
+        if batch_size is not None:
+            _positive("batch_size", batch_size)
+        if not bool(state.valid.all()) and self.spec.attention_mask == "none":
             raise InvalidArgumentError(
                 "input_ids: the rows have different lengths and the model cannot ignore padding "
                 "(spec.attention_mask is 'none'); generate rows of one length at a time"
             )
-        run = _Run(state, return_history)
-        writer = StreamWriter(streamer, state) if streamer is not None else None
         scoring = {
             "temperature": temperature,
             "top_k": top_k,
@@ -165,42 +193,27 @@ class Sampler:
             "filter_order": self.filter_order,
             "backend": self.backend,
         }
+        for part in self.parts:
+            part.start(state)
+        run = Run(state, batch_size, return_history)
+        loop = Loop(self, run, scoring, cfg_scale, logits_processor)
+        writer = StreamWriter(streamer, state) if streamer is not None else None
         check_every = STEPS_BETWEEN_CHECKS.get(device.type, DEFAULT_STEPS_BETWEEN_CHECKS)
-        bar = progress_bar(int(state.editable.sum())) if progress else nullcontext()
-        checked_vocabulary = self.spec.vocab_size is not None
+        total = int(state.editable.sum()) if progress else 0
         step = 0
         try:
-            with bar as advance:
-                state.enter_blocks()
-                while run.compact():
+            with progress_bar(total) if progress else nullcontext() as show:
+                while run.next_batch():
+                    state = run.state
                     for _ in range(check_every):
-                        valid = state.valid if padded else None
-                        if cfg_scale:
-                            logits = self.adapter.guided(state.tokens, state.editable, valid, cfg_scale)
-                        else:
-                            logits = self.adapter.forward(state.tokens, valid)
-                        if not checked_vocabulary:
-                            check_vocabulary(state.tokens, ~state.editable & state.valid, logits.shape[-1])
-                            checked_vocabulary = True
-                        aligned = logits_processor is not None
-                        if logits_processor is not None:
-                            logits = logits_processor(state.tokens, self.adapter.align(logits))
-                        scores = self.score(logits, state, aligned=aligned, scoring=scoring)
-                        run.note_nan(scores.confidence)
-                        chosen = self.policy.select(scores, state)
-                        commit_(state.tokens, scores.token, chosen, backend=self.backend)
-                        run.count(2 if cfg_scale else 1)
-                        state.step = state.step + state.live
-                        state.block_step = state.block_step + state.live
+                        loop.step(state)
                         if callback_on_step_end is not None:
                             callback_on_step_end(self, step, state)
-                        for rule in self.stopping:
-                            state.live &= ~rule.stop(state, self.spec)
                         if writer is not None:
                             writer.step(state)
                         run.record()
-                        if advance is not None:
-                            advance(int(chosen.sum()))
+                        if show is not None:
+                            show(total - run.open_positions())
                         state.enter_blocks()
                         step += 1
         except KeyboardInterrupt:
@@ -209,18 +222,16 @@ class Sampler:
             writer.end()
         return run.output(self.spec, prompts, finished=True)
 
-    def score(self, logits: Tensor, state: SamplerState, *, aligned: bool, scoring: dict[str, Any]) -> TokenScores:
-        """Statistics [B, L] of the active positions."""
-        never = [token for token in self.spec.never if token < logits.shape[-1]]
+    def score(self, evaluation: Evaluation, state: SamplerState, scoring: dict[str, Any]) -> TokenScores:
+        """Statistics [B, L] of the positions `evaluation.scored`, from its output. `scoring`: keys and distribution."""
+        width = evaluation.output.shape[-1] if evaluation.head is None else evaluation.head.weight.shape[0]
+        never = [token for token in self.spec.never if token < width]
         return self.adapter.score(
-            logits,
-            state.active,
-            state.row_ids,
-            aligned=aligned,
-            seed=state.seed[:, None],
-            step=state.step[:, None],
-            suppress_ids=never or None,
-            **scoring,
+            evaluation.output,
+            evaluation.scored,
+            shift=evaluation.shift,
+            head=evaluation.head,
+            **{"suppress_ids": never or None, **scoring},
         )
 
     def _steps_per_block(self, steps: int | None, budget: Tensor, blanks: Tensor, block: int | None) -> int | None:
@@ -271,73 +282,6 @@ class DreamSampler(Sampler):
 
     def default_policy(self) -> Policy:
         return FixedQuota(schedule=TimeGrid())
-
-
-class _Run:
-    """Book-keeping of one `generate` call over the caller's whole batch, while rows leave the state as they finish."""
-
-    def __init__(self, state: SamplerState, return_history: bool) -> None:
-        self.state = state
-        self.tokens = state.tokens.clone()
-        self.editable, self.length = state.editable, state.length
-        rows = state.tokens.shape[0]
-        self.nfe = torch.zeros(rows, dtype=torch.int64, device=state.tokens.device)
-        self.done = torch.zeros(rows, dtype=torch.bool, device=state.tokens.device)
-        self.nan = torch.zeros(rows, dtype=torch.bool, device=state.tokens.device)
-        self.history = [self.tokens.clone()] if return_history else None
-
-    def note_nan(self, confidence: Tensor) -> None:
-        self.nan[self.state.index] |= (confidence.isnan() & self.state.active).any(-1)
-
-    def count(self, evaluations: int) -> None:
-        self.nfe[self.state.index] += evaluations * self.state.live
-
-    def record(self) -> None:
-        if self.history is not None:
-            self.tokens[self.state.index] = self.state.tokens
-            self.history.append(self.tokens.clone())
-
-    def compact(self) -> bool:
-        """Takes finished rows out of the state; False when none is left. The loop's one look at device values."""
-        state = self.state
-        if bool(self.nan.any()):
-            raise InvalidArgumentError(f"model: NaN logits in row {int(self.nan.int().argmax())} of the batch")
-        if bool(state.live.all()):
-            return state.live.numel() > 0
-        self._save()
-        state.keep(state.live.nonzero()[:, 0])
-        return state.live.numel() > 0
-
-    def _save(self) -> None:
-        self.tokens[self.state.index] = self.state.tokens
-        self.done[self.state.index] = ~self.state.live
-
-    def output(self, spec: ModelSpec, prompts: Prompts, *, finished: bool) -> SamplerOutput:
-        if self.state.live.numel():
-            self._save()
-        done = torch.ones_like(self.done) if finished else self.done
-        tokens, eos = self.tokens, spec.eos_id
-        column = torch.arange(tokens.shape[1], device=tokens.device)
-        generated_region = (column >= prompts.length[:, None]) & (column < self.length[:, None])
-        if eos is None:
-            end = self.length.clone()
-        else:
-            # A row that stopped early keeps masks after its end of text; they become end-of-text tokens.
-            ended = generated_region & (tokens == eos)
-            end = torch.where(ended.any(-1), ended.int().argmax(-1), self.length)
-            rest = (tokens == spec.mask_id) & (column > end[:, None]) & self.editable
-            tokens = tokens.masked_fill(rest, eos)
-        kept = self.editable & (column <= end[:, None]) & (tokens != spec.mask_id)
-        return SamplerOutput(
-            sequences=to_caller_layout(tokens, self.length, prompts),
-            nfe=self.nfe,
-            generated=kept.sum(-1),
-            finished=done,
-            completions=[
-                row[int(start) : int(stop)] for row, start, stop in zip(tokens, prompts.length, end, strict=True)
-            ],
-            history=[to_caller_layout(canvas, self.length, prompts) for canvas in self.history or []],
-        )
 
 
 def _per_row(name: str, value: int | Sequence[int] | Tensor, rows: int, device: torch.device) -> Tensor:

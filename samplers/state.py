@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+PER_POSITION = ("tokens", "editable", "valid", "row_ids", "active")
 
 
 @dataclass
@@ -37,29 +41,57 @@ class SamplerState:
     block_length: int | None
     """Block length in tokens, counted from the end of the prompt; None: the whole canvas is one block."""
     steps_per_block: int | None
-    """Forwards a block is given by a fixed schedule; None for adaptive policies."""
+    """Steps a block is given by a fixed schedule; None for adaptive policies."""
 
     step: Tensor
-    """int64 [B]: forwards the row has had."""
+    """int64 [B]: steps the row has taken. A step whose outcome is known without the model costs no forward."""
+    block_start: Tensor
+    """int64 [B]: column at which the current block starts."""
     block_end: Tensor
     """int64 [B]: columns at or right of this one are closed."""
     block_step: Tensor
-    """int64 [B]: forwards the row has had in its current block."""
+    """int64 [B]: steps the row has taken in its current block."""
     block_masks: Tensor
     """int64 [B]: masked positions that the current block held when it was entered."""
     active: Tensor
     """bool [B, L]: positions that may be committed in this step."""
     live: Tensor
     """bool [B]: rows with work left."""
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    """What plug-ins remember of a row, each [B, ...]."""
+    position_memory: dict[str, Tensor] = field(default_factory=dict)
+    """What plug-ins remember of a position, each [B, L, ...]."""
+
+    @property
+    def width(self) -> int:
+        """L."""
+        return self.tokens.shape[1]
+
+    @property
+    def column(self) -> Tensor:
+        """int64 [L]: 0, 1, ..."""
+        return torch.arange(self.width, device=self.tokens.device)
 
     @property
     def remaining(self) -> Tensor:
         """int64 [B]: active positions of each row."""
         return self.active.sum(-1)
 
+    @property
+    def in_block(self) -> Tensor:
+        """bool [B, L]: columns of the row's current block."""
+        column = self.column
+        return (column >= self.block_start[:, None]) & (column < self.block_end[:, None])
+
     def masked(self) -> Tensor:
         """bool [B, L]: positions still to be filled, whatever their block."""
         return self.editable & (self.tokens == self.mask_id)
+
+    def per_request(self, value: float | Sequence[float]) -> float | Tensor:
+        """A parameter given once, or once per request of the caller's batch: float32 [B] of the rows still here."""
+        if isinstance(value, (int, float)):
+            return value
+        return torch.tensor(value, dtype=torch.float32, device=self.index.device)[self.index]
 
     def enter_blocks(self) -> None:
         """Moves every row that is done with its block to the next block with work in it; rows without one stop living.
@@ -68,12 +100,12 @@ class SamplerState:
         may commit the mask token itself would otherwise never leave).
         """
         masked = self.masked()
-        column = torch.arange(masked.shape[1], device=masked.device)
+        column = self.column
         done = ~(masked & (column < self.block_end[:, None])).any(-1)
         if self.steps_per_block is not None:
             done |= self.block_step >= self.steps_per_block
         ahead = masked & (column >= self.block_end[:, None])
-        self.live &= ~done | ahead.any(-1)
+        self.live = self.live & (~done | ahead.any(-1))
         enter = done & self.live
         first = ahead.int().argmax(-1)  # the first masked column of the rest
         if self.block_length is None:
@@ -83,16 +115,63 @@ class SamplerState:
             block = torch.div(offset, self.block_length, rounding_mode="floor")
             end = torch.minimum(self.prompt_length + (block + 1) * self.block_length, self.length)
             end = torch.where(offset < 0, torch.minimum(end, self.prompt_length), end)
-        begin = self.block_end
+        self.block_start = torch.where(enter, self.block_end, self.block_start)
         self.block_end = torch.where(enter, end, self.block_end)
         self.block_step = torch.where(enter, 0, self.block_step)
-        inside = masked & (column < self.block_end[:, None]) & (column >= begin[:, None])
+        inside = masked & self.in_block
         self.block_masks = torch.where(enter, inside.sum(-1), self.block_masks)
         self.active = masked & (column < self.block_end[:, None]) & self.live[:, None]
 
+    def take(self, rows: Tensor) -> SamplerState:
+        """A state of its own of the rows `rows` (int64 indices, repeats allowed)."""
+        return self._map(lambda value: value[rows])
+
+    def put(self, rows: Tensor, part: SamplerState) -> None:
+        """Writes back what `take(rows)` gave, distinct rows."""
+        self._become(self._map(lambda mine, theirs: mine.index_copy(0, rows, theirs), part))
+
     def keep(self, rows: Tensor) -> None:
         """Drops all rows but `rows` (int64 indices): the compaction of finished requests."""
-        for field in fields(self):
-            value = getattr(self, field.name)
+        self._become(self.take(rows))
+
+    def join(self, other: SamplerState) -> None:
+        """Adds the rows of another state below its own, as wide as the wider of the two."""
+        width = max(self.width, other.width)
+        self._become(self.resized(width)._map(lambda mine, theirs: torch.cat([mine, theirs]), other.resized(width)))
+
+    def resized(self, width: int) -> SamplerState:
+        """The same rows with `width` columns: those at the right dropped, or padding added."""
+        if width == self.width:
+            return self
+        by = width - self.width
+
+        def columns(value: Tensor) -> Tensor:
+            flat = value.flatten(2) if value.ndim > 2 else value[:, :, None]
+            flat = torch.nn.functional.pad(flat, (0, 0, 0, by))
+            return flat.reshape(len(value), width, *value.shape[2:])
+
+        new: dict[str, Any] = {name: columns(getattr(self, name)) for name in PER_POSITION}
+        if by > 0:
+            new["tokens"][:, -by:] = self.mask_id
+            request = self.row_ids[:, :1] >> 32
+            new["row_ids"] = (request << 32) | torch.arange(width, device=self.tokens.device)
+        memory = {name: columns(value) for name, value in self.position_memory.items()}
+        return replace(self, **new, position_memory=memory)
+
+    def _map(self, function: Any, *others: SamplerState) -> SamplerState:
+        """A state whose tensors are `function` of this one's and the others'."""
+        new: dict[str, Any] = {}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
             if isinstance(value, Tensor):
-                setattr(self, field.name, value[rows])
+                new[entry.name] = function(value, *(getattr(other, entry.name) for other in others))
+            elif isinstance(value, dict):
+                new[entry.name] = {
+                    name: function(item, *(getattr(other, entry.name)[name] for other in others))
+                    for name, item in value.items()
+                }
+        return replace(self, **new)
+
+    def _become(self, other: SamplerState) -> None:
+        for entry in fields(self):
+            setattr(self, entry.name, getattr(other, entry.name))

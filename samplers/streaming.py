@@ -49,11 +49,11 @@ class StreamWriter:
 
 @contextmanager
 def progress_bar(total: int) -> Iterator[Callable[[int], None]]:
-    """A rich progress bar over `total` tokens; yields the function that advances it."""
+    """A rich progress bar over `total` tokens; yields the function that says how many are committed."""
     try:
         from rich.progress import Progress
     except ImportError as error:
         raise InvalidArgumentError("progress=True needs rich: pip install 'dlm-kernels[bench]'") from error
     with Progress(transient=True) as bar:
         task = bar.add_task("denoising", total=total)
-        yield lambda tokens: bar.advance(task, tokens)
+        yield lambda tokens: bar.update(task, completed=tokens)

@@ -66,8 +66,9 @@ def diffusion_generate(
 
     - Every row follows its own number of masks (upstream: the batch mean, which overwrites given tokens with masks).
     - The mask token is never generated (upstream may return masks).
-    - Noise is keyed by `seed`, row, position and step, so a row's tokens do not depend on the batch; "origin" is equal in
-      distribution.
+    - Noise is keyed by `seed`, row, position and, with "maskgit_plus", step, so a row's tokens do not depend on the batch;
+      "origin" is equal in distribution.
+    - A step that commits nothing in a row costs it no forward, unless a logits hook has to be called.
     - NaN logits raise (upstream falls back to greedy without a word).
     - Padding must be on the left; rows are computed without it, positions start at 0, as upstream's position ids do.
     - The tokens hook receives logits=None (upstream: the logits of the step). It must return a canvas of x's shape.

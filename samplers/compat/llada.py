@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dlm_kernels import InvalidArgumentError, TokenScores
+from dlm_samplers.evaluation import Evaluation
 from dlm_samplers.models import ModelSpec
 from dlm_samplers.policies import FixedQuota
 from dlm_samplers.sampler import LLaDASampler
@@ -95,20 +96,12 @@ class _Published(LLaDASampler):
         super().__init__(*args, **kwargs)
         self.deferred_ids = deferred_ids
 
-    def score(self, logits: Tensor, state: SamplerState, *, aligned: bool, scoring: dict[str, Any]) -> TokenScores:
-        scores = super().score(logits, state, aligned=aligned, scoring=scoring)
+    def score(self, evaluation: Evaluation, state: SamplerState, scoring: dict[str, Any]) -> TokenScores:
+        scores = super().score(evaluation, state, scoring)
         if not self.deferred_ids:
             return scores
         # Without the deferred ids the winner among the others is unchanged, so this is its confidence.
-        rest = self.adapter.score(
-            logits,
-            state.active,
-            state.row_ids,
-            aligned=aligned,
-            seed=state.seed[:, None],
-            step=state.step[:, None],
-            suppress_ids=[*self.spec.never, *self.deferred_ids],
-            **scoring,
-        )
+        without = [*self.spec.never, *self.deferred_ids]
+        rest = super().score(evaluation, state, {**scoring, "suppress_ids": without})
         deferred = scores.token != rest.token
         return scores._replace(confidence=rest.confidence.masked_fill(deferred, 0.0))

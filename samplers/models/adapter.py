@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dlm_kernels import InvalidArgumentError, TokenScores, score_tokens
+from dlm_kernels import InvalidArgumentError, TokenScores, score_hidden, score_tokens
+from dlm_samplers.evaluation import Head, by_position
 from dlm_samplers.models.spec import ModelSpec
 
 LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
@@ -24,12 +26,32 @@ class Adapter:
             )
         self.model = model
         self.spec = spec
+        self.head: Head | None = None
+        self._trunk: Callable[..., Any] | None = None
+        if spec.hidden is not None and spec.lm_head is not None:
+            try:
+                self._trunk = attrgetter(spec.hidden)(model)
+                head = attrgetter(spec.lm_head)(model)
+                self.head = Head(head.weight, getattr(head, "bias", None))
+            except AttributeError as error:
+                raise InvalidArgumentError(
+                    f"spec.hidden = {spec.hidden!r}, spec.lm_head = {spec.lm_head!r}: {type(model).__name__} has no such "
+                    f"attribute: {error}"
+                ) from error
 
     def forward(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
         """Logits [B, L, V] of tokens [B, L], in the model's own alignment.
 
         valid: bool [B, L], False on padding; None when there is none.
         """
+        return self._call(self.model, "logits", "V", tokens, valid)
+
+    def hidden(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
+        """What the LM head `self.head` is applied to, [B, L, D]; as `forward`. Only with `spec.hidden`."""
+        assert self._trunk is not None
+        return self._call(self._trunk, "last_hidden_state", "D", tokens, valid)
+
+    def _call(self, function: Callable[..., Any], name: str, last: str, tokens: Tensor, valid: Tensor | None) -> Tensor:
         kwargs: dict[str, Any] = {}
         spec = self.spec
         if valid is not None:
@@ -41,17 +63,18 @@ class Adapter:
                 kwargs[spec.position_ids] = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         elif spec.full_attention_mask is not None:
             kwargs["attention_mask"] = spec.full_attention_mask
-        output = self.model(tokens, **kwargs)
-        logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-        if not isinstance(logits, Tensor):
+        output = function(tokens, **kwargs)
+        result = output if isinstance(output, Tensor) else getattr(output, name, None)
+        if not isinstance(result, Tensor):
             raise InvalidArgumentError(
-                f"model must return logits or an object with .logits, got {type(output).__name__}"
+                f"model must return {name} or an object with .{name}, got {type(output).__name__}"
             )
-        if logits.ndim != 3 or logits.shape[:2] != tokens.shape:
+        if result.ndim != 3 or result.shape[:2] != tokens.shape:
             raise InvalidArgumentError(
-                f"model: expected logits [B, L, V] = [{tokens.shape[0]}, {tokens.shape[1]}, V], got {list(logits.shape)}"
+                f"model: expected {name} [B, L, {last}] = [{tokens.shape[0]}, {tokens.shape[1]}, {last}], "
+                f"got {list(result.shape)}"
             )
-        return logits
+        return result
 
     def guided(self, tokens: Tensor, editable: Tensor, valid: Tensor | None, cfg_scale: float) -> Tensor:
         """Classifier-free guided logits: unconditional + (cfg_scale + 1) (conditional - unconditional), [B, L, V].
@@ -67,14 +90,23 @@ class Adapter:
 
     def align(self, logits: Tensor) -> Tensor:
         """Logits [B, L, V] such that row i predicts position i. A copy when the model's outputs are shifted."""
-        if self.spec.logit_shift == 0:
-            return logits
-        return torch.cat([logits[:, :1], logits[:, :-1]], dim=1)
+        return by_position(logits, self.spec.logit_shift, lambda rows, _: rows)
 
-    def score(self, logits: Tensor, active: Tensor, row_ids: Tensor, *, aligned: bool, **scoring: Any) -> TokenScores:
-        """`score_tokens` at the active positions of [B, L], whatever the model's alignment, without moving the logits."""
-        if aligned or self.spec.logit_shift == 0:
-            return score_tokens(logits, eligible=active, row_ids=row_ids, **scoring)
-        first = score_tokens(logits[:, :1], eligible=active[:, :1], row_ids=row_ids[:, :1], **scoring)
-        rest = score_tokens(logits[:, :-1], eligible=active[:, 1:], row_ids=row_ids[:, 1:], **scoring)
+    def score(
+        self, output: Tensor, eligible: Tensor, row_ids: Tensor, *, shift: int, head: Head | None = None, **scoring: Any
+    ) -> TokenScores:
+        """Statistics [B, L] at the eligible positions, whatever the alignment, without moving the output.
+
+        output: logits [B, L, V] or, with `head`, hidden states [B, L, D].
+        """
+
+        def score(rows: Tensor, at: slice) -> TokenScores:
+            here = {"eligible": eligible[:, at], "row_ids": row_ids[:, at], **scoring}
+            if head is None:
+                return score_tokens(rows, **here)
+            return score_hidden(rows, head.weight, head.bias, **here)
+
+        if shift == 0:
+            return score(output, slice(None))
+        first, rest = score(output[:, :1], slice(0, 1)), score(output[:, :-1], slice(1, None))
         return TokenScores(*(torch.cat(pair, dim=1) for pair in zip(first, rest, strict=True)))

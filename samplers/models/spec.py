@@ -24,6 +24,9 @@ class ModelSpec:
     full_attention_mask: what it gets when there is no padding: None, or the string that Dream's code expects.
     position_ids: name of the keyword for [B, L] position ids, which are passed only with padding; None: never passed.
     suppressed_ids: tokens never generated; None means the mask token alone.
+    hidden, lm_head: attributes of the model: what is called like the model and returns the states [B, L, D] (or an object
+        with .last_hidden_state) that the head, a linear layer, is applied to. With both, logits are computed at the
+        positions that may change alone, and never held. None: the model is called for its logits.
     """
 
     mask_id: int
@@ -34,12 +37,16 @@ class ModelSpec:
     full_attention_mask: str | None = None
     position_ids: str | None = None
     suppressed_ids: tuple[int, ...] | None = None
+    hidden: str | None = None
+    lm_head: str | None = None
 
     def __post_init__(self) -> None:
         if self.logit_shift not in (0, 1):
             raise InvalidArgumentError(f"logit_shift must be 0 or 1, got {self.logit_shift!r}")
         if self.attention_mask not in ("none", "2d", "4d_bool"):
             raise InvalidArgumentError(f"attention_mask must be 'none', '2d' or '4d_bool', got {self.attention_mask!r}")
+        if (self.hidden is None) != (self.lm_head is None):
+            raise InvalidArgumentError("hidden and lm_head go together: give both or neither")
         for name in ("mask_id", "eos_id"):
             token = getattr(self, name)
             if token is None and name == "eos_id":

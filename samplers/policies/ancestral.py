@@ -25,8 +25,14 @@ class AncestralUnmask(Policy):
     schedule: TimeGrid = field(default_factory=TimeGrid)
 
     guarantee = Guarantee.EXACT
+    promise = "the T-step ancestral sampler itself; a step in which no mask of a row flips costs it no forward"
     scheduled: ClassVar[bool] = True
+    keyed_by_step: ClassVar[bool] = False
+    foresees: ClassVar[bool] = True
 
-    def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
+    def candidates(self, state: SamplerState) -> Tensor:
         u = keyed_uniform(state.seed[:, None], state.row_ids, state.step[:, None], stream=ORDER_NOISE_STREAM)
         return state.active & (u < self.schedule.transfer_probability(state)[:, None])
+
+    def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
+        return self.candidates(state)

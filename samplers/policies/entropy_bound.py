@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from dlm_kernels import InvalidArgumentError, TokenScores, select_positions
 from dlm_samplers.guarantees import Guarantee
-from dlm_samplers.policies.base import Policy
+from dlm_samplers.policies.base import Policy, per_request
 from dlm_samplers.state import SamplerState
 
 
@@ -21,13 +22,16 @@ class EntropyBound(Policy):
     product that is sampled from is at most gamma nats a step, provided the marginals come from one consistent joint.
     """
 
-    gamma: float = 0.1
+    gamma: float | tuple[float, ...] = 0.1
 
     guarantee = Guarantee.BOUNDED
+    promise = "a step's divergence from the joint is at most gamma nats, if the marginals are consistent"
+    keyed_by_step: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not self.gamma >= 0:
+        if not all(gamma >= 0 for gamma in per_request(self.gamma)):
             raise InvalidArgumentError(f"gamma must be >= 0 nats, got {self.gamma}")
 
     def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
-        return select_positions(-scores.entropy, state.active, entropy_bound=self.gamma, entropy=scores.entropy)
+        bound = state.per_request(self.gamma)
+        return select_positions(-scores.entropy, state.active, entropy_bound=bound, entropy=scores.entropy)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dlm_kernels import InvalidArgumentError, TokenScores, select_positions
 from dlm_samplers.guarantees import Guarantee
-from dlm_samplers.policies.base import Policy
+from dlm_samplers.policies.base import Policy, per_request
 from dlm_samplers.state import SamplerState
 
 
@@ -20,13 +20,14 @@ class Factor(Policy):
     likely joint assignment, provided the model's marginals come from one consistent joint distribution.
     """
 
-    f: float = 1.0
+    f: float | tuple[float, ...] = 1.0
 
     guarantee = Guarantee.BOUNDED
+    promise = "at f <= 1, temperature 0, consistent marginals, what commits together is the likeliest joint assignment"
 
     def __post_init__(self) -> None:
-        if not self.f > 0:
+        if not all(f > 0 for f in per_request(self.f)):
             raise InvalidArgumentError(f"f must be above 0, got {self.f}")
 
     def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
-        return select_positions(scores.confidence, state.active, factor=self.f)
+        return select_positions(scores.confidence, state.active, factor=state.per_request(self.f))

@@ -14,7 +14,7 @@ from dlm_samplers.policies.base import Policy
 from dlm_samplers.schedules import Linear, Schedule
 from dlm_samplers.state import SamplerState
 
-Order = Literal["confidence", "margin", "entropy", "random"]
+Order = Literal["confidence", "margin", "entropy", "random", "left_to_right"]
 
 ORDER_NOISE_STREAM = 2
 
@@ -23,7 +23,8 @@ ORDER_NOISE_STREAM = 2
 class FixedQuota(Policy):
     """Commit the best positions of a fixed budget (LLaDA, arXiv:2502.09992; Dream, arXiv:2508.15487; MaskGIT, 2202.04200).
 
-    order: "confidence" (LLaDA low_confidence, Dream maskgit_plus), "margin" (Dream topk_margin), "entropy", "random".
+    order: "confidence" (LLaDA low_confidence, Dream maskgit_plus), "margin" (Dream topk_margin), "entropy", "random",
+        "left_to_right".
     schedule: budget of a step, from `generate(steps=...)`.
     tokens_per_step: a constant budget instead of a schedule.
     order_temperature: Dream's alg_temp; above 0 positions are drawn without replacement with probability proportional
@@ -36,6 +37,7 @@ class FixedQuota(Policy):
     order_temperature: float = 0.0
 
     guarantee = Guarantee.PATH_EXACT
+    promise = "the published sampler itself; steps whose quota is 0 cost no forward"
 
     def __post_init__(self) -> None:
         if self.order not in get_args(Order):
@@ -49,6 +51,24 @@ class FixedQuota(Policy):
     def scheduled(self) -> bool:  # type: ignore[override]
         return self.tokens_per_step is None
 
+    @property
+    def keyed_by_step(self) -> bool:  # type: ignore[override]
+        return self.order == "confidence"  # the one score that looks at the sampled token
+
+    @property
+    def foresees(self) -> bool:  # type: ignore[override]
+        return self.tokens_per_step is None
+
+    @property
+    def order_is_fixed(self) -> bool:
+        """True when the order of commits is known before any token is."""
+        return self.order in ("random", "left_to_right") and self.order_temperature == 0
+
+    def candidates(self, state: SamplerState) -> Tensor:
+        if self.tokens_per_step is not None:
+            return state.active
+        return state.active & (self.schedule.quota(state) > 0)[:, None]
+
     def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
         quota = self.schedule.quota(state) if self.tokens_per_step is None else self.tokens_per_step
         return select_positions(self._score(scores, state), state.active, quota=quota, at_least=0)
@@ -57,6 +77,8 @@ class FixedQuota(Policy):
         if self.order == "random":
             # Keyed without the step: the order is one random permutation, drawn before any token is known.
             return keyed_uniform(state.seed[:, None], state.row_ids, 0)
+        if self.order == "left_to_right":
+            return -state.column.float().expand_as(state.tokens)
         score = {"confidence": scores.confidence, "margin": scores.margin, "entropy": -scores.entropy}[self.order]
         if self.order_temperature == 0:
             return score

@@ -7,19 +7,24 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dlm_samplers.guarantees import Guarantee
+from dlm_samplers.evaluation import Evaluation
 from dlm_samplers.models import ModelSpec
+from dlm_samplers.parts import Part
 from dlm_samplers.state import SamplerState
 
 
-class StoppingRule(ABC):
-    """Asked after every step; a row that stops leaves the batch and its remaining masks become end-of-text tokens."""
+class StoppingRule(Part, ABC):
+    """Asked after every forward of a row; a row that stops leaves the batch.
 
-    guarantee: ClassVar[Guarantee]
+    Its remaining masks become end-of-text tokens, or, with `fills`, what this forward proposes for them.
+    """
 
-    def check(self, spec: ModelSpec) -> None:  # noqa: B027 (a hook, not an omission)
-        """Raises InvalidArgumentError when the rule cannot work with this model."""
+    fills: ClassVar[bool] = False
+    """True for rules that stop because the rest is decided: they read the scores of every masked position."""
+
+    def scored(self, state: SamplerState) -> Tensor | None:
+        return state.masked() if self.fills else None
 
     @abstractmethod
-    def stop(self, state: SamplerState, spec: ModelSpec) -> Tensor:
-        """bool [B]: rows that are finished."""
+    def stop(self, state: SamplerState, spec: ModelSpec, evaluation: Evaluation) -> Tensor:
+        """bool [B]: rows that are finished. The state is that after the commit, the evaluation that before it."""

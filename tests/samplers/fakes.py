@@ -51,14 +51,17 @@ class SpikeModel(TableModel):
         self.table[rows, winner] += height * torch.rand(rows.shape, generator=generator)
 
 
-def keyed_gumbel(seed, request_ids, width, vocab):
-    """f(step, shape) -> float64 [B, L, V]: the very noise that the sampler keys by (seed, request, position, step)."""
+def keyed_gumbel(seed, request_ids, width, vocab, by_step=True):
+    """f(step, shape) -> float64 [B, L, V]: the very noise that the sampler keys by (seed, request, position, step).
+
+    by_step: False for policies that never look at a sampled token, whose noise has step 0.
+    """
     from dlm_kernels.rng import gumbel, make_row_ids
 
     ids = make_row_ids(request_ids[:, None], torch.arange(width)[None])
 
     def noise(step, shape):
         assert tuple(shape) == (len(request_ids), width, vocab)
-        return gumbel(torch.tensor(seed), ids, torch.tensor(step), vocab).double()
+        return gumbel(torch.tensor(seed), ids, torch.tensor(step if by_step else 0), vocab).double()
 
     return noise

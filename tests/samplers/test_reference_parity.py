@@ -104,7 +104,8 @@ def test_dream_swap_equals_published_sampler(case):
 def test_dream_swap_equals_published_sampler_draw_by_draw(case):
     model, prompt, _, settings = dream_case(3000 + case)
     width = prompt.shape[1] + settings["max_new_tokens"]
-    noise = keyed_gumbel(case, torch.arange(len(prompt)), width, model.vocab)
+    by_step = settings["alg"] == "maskgit_plus"
+    noise = keyed_gumbel(case, torch.arange(len(prompt)), width, model.vocab, by_step)
     expected = dream_generate(model, prompt, mask_id=model.mask, temperature=0.8, gumbel=noise, **settings)
     got = dream.diffusion_generate(model, prompt, temperature=0.8, seed=case, **settings)
     assert torch.equal(got, expected)

@@ -243,7 +243,8 @@ def test_streamer_receives_the_final_text_in_order():
             torch.zeros(1, 3, dtype=torch.long), max_new_tokens=16, block_length=4, streamer=recorder
         )
         assert torch.equal(torch.cat(recorder.pieces, dim=1), out.sequences)
-        assert recorder.drafts == out.nfe[0]
+        assert recorder.drafts >= out.nfe[0]  # a step may need no forward
+        assert policy.foresees or recorder.drafts == out.nfe[0]
         assert recorder.ended
 
 
@@ -253,7 +254,7 @@ def test_progress_counts_committed_tokens(monkeypatch):
     @contextmanager
     def bar(total):
         seen.append(total)
-        yield lambda tokens: seen.append(-tokens)
+        yield lambda tokens: seen.append(tokens)
 
     settings = {"max_new_tokens": [4, 7], "progress": True}
     prompts = torch.zeros(2, 2, dtype=torch.long)
@@ -261,7 +262,8 @@ def test_progress_counts_committed_tokens(monkeypatch):
     monkeypatch.setattr("dlm_samplers.sampler.progress_bar", bar)
     LLaDASampler(TableModel(2)).generate(prompts, **settings)
     assert seen[0] == 11
-    assert sum(seen) == 0
+    assert seen[1:] == sorted(seen[1:])
+    assert seen[-1] == 11
 
 
 def test_interrupt_keeps_finished_rows():

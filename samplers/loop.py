@@ -1,0 +1,135 @@
+"""One step of the rows of a state: forward, score, select, commit, remask, stop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dlm_kernels import commit_, revoke_
+from dlm_samplers.canvas import check_vocabulary
+from dlm_samplers.evaluation import Evaluation
+from dlm_samplers.models.adapter import LogitsProcessor
+from dlm_samplers.parts import Part
+from dlm_samplers.remask.base import revisable
+from dlm_samplers.state import SamplerState
+
+if TYPE_CHECKING:
+    from dlm_samplers.run import Run
+    from dlm_samplers.sampler import Sampler
+
+
+@dataclass
+class Loop:
+    """What stays the same over the steps of one `generate` call."""
+
+    sampler: Sampler
+    run: Run
+    scoring: dict[str, Any]
+    cfg_scale: float = 0.0
+    processor: LogitsProcessor | None = None
+
+    def __post_init__(self) -> None:
+        sampler = self.sampler
+        self.parts: tuple[Part, ...] = sampler.parts
+        self.keyed_by_step = sampler.policy.keyed_by_step or sampler.remask is not None
+        self.from_hidden = (
+            sampler.adapter.head is not None
+            and self.processor is None
+            and not self.cfg_scale
+            and not any(part.needs_logits for part in self.parts)
+        )
+        self.checked_vocabulary = sampler.spec.vocab_size is not None
+
+    def step(self, state: SamplerState) -> None:
+        """Advances every live row by one step, in place."""
+        policy = self.sampler.policy
+        candidates = policy.candidates(state)
+        if not policy.foresees or self.processor is not None:  # a processor may count its calls
+            self._forward_and_commit(state, candidates)
+        else:
+            busy = candidates.any(-1)
+            if bool(busy.all()):
+                self._forward_and_commit(state, candidates)
+            else:  # the others' canvases stay what they are, whatever the model says of them
+                rows = busy.nonzero()[:, 0]
+                if rows.numel():
+                    part = state.take(rows)
+                    self._forward_and_commit(part, candidates[rows])
+                    state.put(rows, part)
+        state.step = state.step + state.live
+        state.block_step = state.block_step + state.live
+
+    def evaluate(self, state: SamplerState, candidates: Tensor) -> Evaluation:
+        """One forward; scores where the policy may commit and where a part wants to look."""
+        sampler, adapter = self.sampler, self.sampler.adapter
+        scored = candidates
+        for part in self.parts:
+            more = part.scored(state)
+            scored = scored if more is None else scored | more
+        valid = state.valid if self.run.padded else None
+        shift, head = sampler.spec.logit_shift, None
+        if self.from_hidden:
+            output, head = adapter.hidden(state.tokens, valid), adapter.head
+        elif self.cfg_scale:
+            output = adapter.guided(state.tokens, state.editable, valid, self.cfg_scale)
+        else:
+            output = adapter.forward(state.tokens, valid)
+        if not self.checked_vocabulary:
+            width = output.shape[-1] if head is None else head.weight.shape[0]
+            check_vocabulary(state.tokens, ~state.editable & state.valid, width)
+            self.checked_vocabulary = True
+        if self.processor is not None:
+            output, shift = self.processor(state.tokens, adapter.align(output)), 0
+        self.run.count(state, 2 if self.cfg_scale else 1)
+        unscored = Evaluation(scores=None, scored=scored, output=output, shift=shift, head=head)  # type: ignore[arg-type]
+        scores = sampler.score(unscored, state, self._keys(state) | self.scoring)
+        self.run.note_nan(state, scores.confidence, scored)
+        return replace(unscored, scores=scores)
+
+    def choose(self, evaluation: Evaluation, state: SamplerState) -> tuple[Evaluation, Tensor]:
+        """The scores as the policy sees them, and bool [B, L]: what commits."""
+        scores = self.sampler.policy.observe(evaluation, state)
+        if scores is not evaluation.scores:
+            evaluation = replace(evaluation, scores=scores)
+        return evaluation, self.sampler.policy.select(scores, state)
+
+    def stop(self, state: SamplerState, evaluation: Evaluation) -> None:
+        """Applies the stopping rules to the canvases after the commit."""
+        for rule in self.sampler.stopping:
+            stopped = rule.stop(state, self.sampler.spec, evaluation) & state.live
+            if rule.fills:
+                rest = state.masked() & stopped[:, None] & evaluation.scored
+                commit_(state.tokens, evaluation.scores.token, rest, backend=self.sampler.backend)
+            state.live = state.live & ~stopped
+
+    def _forward_and_commit(self, state: SamplerState, candidates: Tensor) -> None:
+        evaluation, chosen = self.choose(self.evaluate(state, candidates), state)
+        remask, backend = self.sampler.remask, self.sampler.backend
+        revocation, committed = None, chosen
+        if remask is not None:
+            open_to_doubt = revisable(state)
+            revocation = remask.revoke(evaluation, chosen, state)
+            rewritten = remask.rewrite(evaluation, chosen, state)
+            committed = chosen if rewritten is None else chosen | (rewritten & open_to_doubt)
+        commit_(state.tokens, evaluation.scores.token, committed, backend=backend)
+        if remask is not None and revocation is not None:
+            revoke_(
+                state.tokens,
+                revocation.confidence,
+                mask_id=state.mask_id,
+                eligible=open_to_doubt,
+                threshold=revocation.threshold,
+                quota=revocation.quota,
+                probability=revocation.probability,
+                committed=None if remask.scheduled else chosen.sum(-1),
+                backend=backend,
+                **self._keys(state, position_step=True),
+            )
+        self.stop(state, evaluation)
+
+    def _keys(self, state: SamplerState, position_step: bool = False) -> dict[str, Tensor]:
+        step = state.step if self.keyed_by_step or position_step else torch.zeros_like(state.step)
+        return {"seed": state.seed[:, None], "row_ids": state.row_ids, "step": step[:, None]}

@@ -1,0 +1,33 @@
+"""What every part of a sampler (policy, remasking, stopping rule, verification) says about itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from dlm_samplers.guarantees import Guarantee
+from dlm_samplers.state import SamplerState
+
+if TYPE_CHECKING:
+    from dlm_samplers.sampler import Sampler
+
+
+class Part:
+    """A plug-in: a frozen dataclass whose fields are its paper's symbols. What it remembers lives in the state, per row."""
+
+    guarantee: ClassVar[Guarantee]
+    promise: ClassVar[str] = ""
+    """What the guarantee rests on, in a sentence that `Sampler.explain` prints."""
+    needs_logits: ClassVar[bool] = False
+    """True for a part that reads more of the vocabulary than `TokenScores`; without it a sampler may leave the logits out."""
+
+    def check(self, sampler: Sampler) -> None:
+        """Raises InvalidArgumentError, naming the nearest legal choice, when it cannot work with the sampler's other parts."""
+
+    def start(self, state: SamplerState) -> None:
+        """Reserves what it remembers: tensors [B, ...] in `state.memory` and [B, L, ...] in `state.position_memory`."""
+
+    def scored(self, state: SamplerState) -> Tensor | None:
+        """bool [B, L]: positions whose scores it reads in this step, beyond those that may commit; None if there are none."""
+        return None
