@@ -9,6 +9,7 @@ import typer
 
 from dlm_benches.kernels.command import compare, kernels
 from dlm_benches.resources import resources
+from dlm_benches.samplers.command import samplers
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Demonstrations, training and benchmarks of dlm-kernels."
@@ -16,6 +17,7 @@ app = typer.Typer(
 app.command()(kernels)
 app.command()(compare)
 app.command()(resources)
+app.command()(samplers)
 
 
 @app.command()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import MISSING, Field, fields
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -22,6 +23,15 @@ class Part:
     needs_logits: ClassVar[bool] = False
     """True for a part that reads more of the vocabulary than `TokenScores`; without it a sampler may leave the logits out."""
 
+    def __str__(self) -> str:
+        """The call that makes it, defaults left out."""
+        given = (
+            f"{entry.name}={value}"
+            for entry in fields(self)  # type: ignore[arg-type]
+            if (value := getattr(self, entry.name)) != _default(entry)
+        )
+        return f"{type(self).__name__}({', '.join(given)})"
+
     def check(self, sampler: Sampler) -> None:
         """Raises InvalidArgumentError, naming the nearest legal choice, when it cannot work with the sampler's other parts."""
 
@@ -31,3 +41,7 @@ class Part:
     def scored(self, state: SamplerState) -> Tensor | None:
         """bool [B, L]: positions whose scores it reads in this step, beyond those that may commit; None if there are none."""
         return None
+
+
+def _default(entry: Field[Any]) -> Any:
+    return entry.default if entry.default_factory is MISSING else entry.default_factory()

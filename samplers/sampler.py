@@ -100,7 +100,7 @@ class Sampler:
         lines = [f"{weakest}: the weakest of"]
         for part in self.parts:
             mark = "<-" if part.guarantee == weakest else "  "
-            lines.append(f"  {mark} {part!r}: {part.guarantee}. {part.promise}".rstrip())
+            lines.append(f"  {mark} {part}: {part.guarantee}. {part.promise}".rstrip())
         lines.append(
             "Given the same logits. A model whose arithmetic depends on the batch's shape may flip near ties between batches."
         )

@@ -87,10 +87,24 @@ def measure(
     """Answers n held-out questions with every method. `advance` is called once per method and batch."""
     picked = pick(task, methods, max(n // 3, 100), advance)
     items = questions(task, n, TEST_SEED)
+    tallies = answer(task, methods, items, advance)
+    for item in items[:: max(n // latency_items, 1)][:latency_items]:
+        for method in methods:
+            begin = time.perf_counter()
+            method.run([item])
+            tallies[method.name].latency_ms.append(1000 * (time.perf_counter() - begin))
+    return TaskResult(task.name, tallies, picked)
+
+
+def answer(
+    task: Task, methods: list[Method], items: list[Item], advance: Callable[[], None] = lambda: None
+) -> dict[str, Tally]:
+    """Every method's answers to the same questions, checked and timed, interleaved batch by batch. The published sampler
+    comes first. `advance` is called once per method and batch."""
     tallies = {method.name: Tally() for method in methods}
     for method in methods:
         method.run(items[:2])  # warm-up, not counted
-    for start in range(0, n, BATCH):
+    for start in range(0, len(items), BATCH):
         batch = items[start : start + BATCH]
         published: list[list[int]] = []
         for method in methods:
@@ -107,12 +121,7 @@ def measure(
             tally.seconds += seconds
             tally.batch_seconds.append(seconds)
             advance()
-    for item in items[:: max(n // latency_items, 1)][:latency_items]:
-        for method in methods:
-            begin = time.perf_counter()
-            method.run([item])
-            tallies[method.name].latency_ms.append(1000 * (time.perf_counter() - begin))
-    return TaskResult(task.name, tallies, picked)
+    return tallies
 
 
 def pick(task: Task, methods: list[Method], n: int, advance: Callable[[], None] = lambda: None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from dlm_samplers.reference import llada_generate
 
 NEW_TOKENS = 32
 
-Kind = Literal["published", "one", "fixed", "threshold", "factor", "entropy", "ar"]
+Kind = Literal["published", "one", "fixed", "threshold", "factor", "entropy", "policy", "ar"]
 
 
 @dataclass(frozen=True)
@@ -47,21 +47,22 @@ def all_methods(dlm: TinyDLM, ar: TinyAR) -> list[Method]:
     """The published sampler first, then ours from the strictest to the boldest, then the autoregressive baseline."""
     methods = [
         Method("published, 1 a forward", "published", "reference", lambda items: published(dlm, items)),
-        _ours("ours, 1 a forward", "one", dlm, FixedQuota()),
+        ours("ours, 1 a forward", "one", dlm, FixedQuota()),
     ]
     for k in (4, 8):
-        methods.append(_ours(f"fixed {k} a forward", "fixed", dlm, FixedQuota(tokens_per_step=k)))
+        methods.append(ours(f"fixed {k} a forward", "fixed", dlm, FixedQuota(tokens_per_step=k)))
     for tau in (0.7, 0.9, 0.95, 0.99):
-        methods.append(_ours(f"threshold {tau:g}", "threshold", dlm, Threshold(tau)))
+        methods.append(ours(f"threshold {tau:g}", "threshold", dlm, Threshold(tau)))
     for f in (0.5, 1.0, 2.0):
-        methods.append(_ours(f"factor {f:g}", "factor", dlm, Factor(f)))
-    methods.append(_ours("entropy bound 0.1", "entropy", dlm, EntropyBound(0.1)))
+        methods.append(ours(f"factor {f:g}", "factor", dlm, Factor(f)))
+    methods.append(ours("entropy bound 0.1", "entropy", dlm, EntropyBound(0.1)))
     methods.append(Method("autoregressive, KV cache", "ar", "other model", lambda items: autoregressive(ar, items)))
     return methods
 
 
-def _ours(name: str, kind: Kind, model: TinyDLM, policy: Policy) -> Method:
-    sampler = LLaDASampler(model, policy=policy, stopping=[EndOfText()])
+def ours(name: str, kind: Kind, model: TinyDLM, policy: Policy, **parts: Any) -> Method:
+    """Our sampler with a policy and, by default, the end-of-text stop. parts: other arguments of the sampler."""
+    sampler = LLaDASampler(model, policy=policy, **{"stopping": [EndOfText()], **parts})
 
     def run(items: list[Item]) -> Answers:
         out = sampler.generate([item.prompt for item in items], max_new_tokens=NEW_TOKENS, block_length=NEW_TOKENS)

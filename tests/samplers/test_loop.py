@@ -148,7 +148,7 @@ def test_explain_names_the_part_that_weakens_the_guarantee():
     sampler = LLaDASampler(TableModel(1, eos=3), policy=Threshold(0.9), stopping=[EndOfText()])
     text = sampler.explain()
     assert text.startswith("approximate: the weakest of")
-    assert "<- Threshold(tau=0.9, strict=False): approximate." in text
+    assert "<- Threshold(): approximate." in text
     assert "   EndOfText(): text_exact." in text
 
 

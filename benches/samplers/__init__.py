@@ -1,0 +1,1 @@
+"""What `dlm-bench samplers` measures: a suite a file."""

@@ -1,0 +1,111 @@
+"""Every policy and the compositions worth knowing, on every task: accuracy, forwards, time, guarantee."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rich.table import Table
+
+from dlm_benches.demo.measure import BATCH, TEST_SEED, TOLERANCE, Tally, answer, questions
+from dlm_benches.demo.methods import Method, ours, published
+from dlm_benches.tiny.model import TinyDLM
+from dlm_benches.tiny.tasks import TASKS
+from dlm_samplers import EntropyBound, Factor, FixedQuota, Policy, Threshold
+
+GOALS = {"bounded at 6x fewer": ("bounded", 6.0), "any at 12x fewer": (None, 12.0)}
+"""Of what the last lines count the tasks: guarantee at least as strong, and how many times fewer forwards."""
+
+
+def methods(model: TinyDLM) -> list[Method]:
+    """The published sampler first, then every policy with its paper's settings and one or two others."""
+    found = [Method("published, 1 a forward", "published", "reference", lambda items: published(model, items))]
+    for policy in policies():
+        found.append(ours(str(policy), "policy", model, policy))
+    return found
+
+
+def policies() -> list[Policy]:
+    return [
+        FixedQuota(tokens_per_step=1),
+        FixedQuota("margin", tokens_per_step=1),
+        FixedQuota("entropy", tokens_per_step=1),
+        FixedQuota("random", tokens_per_step=1),
+        FixedQuota("left_to_right", tokens_per_step=1),
+        FixedQuota(tokens_per_step=8),
+        *(Threshold(tau) for tau in (0.7, 0.9, 0.95, 0.99)),
+        *(Factor(f) for f in (0.25, 0.5, 1.0)),
+        *(EntropyBound(gamma) for gamma in (0.01, 0.1, 0.3)),
+    ]
+
+
+def run(
+    model: TinyDLM,
+    items: int,
+    tasks: list[str],
+    *,
+    advance: Callable[[], None] = lambda: None,
+    show: Callable[[Table], None] = lambda _: None,
+) -> dict[str, Any]:
+    """The document of the suite. `advance` is called `steps(...)` times, `show` with the table of each task."""
+    compared = methods(model)
+    results = []
+    for name in tasks:
+        task = TASKS[name]
+        tallies = answer(task, compared, questions(task, items, TEST_SEED), advance)
+        results.append(summary(name, compared, tallies))
+        show(table_of(results[-1]))
+    return {"suite": "policies", "batch": BATCH, "tasks": results, "goals": goals(results)}
+
+
+def steps(model: TinyDLM, items: int, tasks: list[str]) -> int:
+    return len(methods(model)) * len(tasks) * -(-items // BATCH)
+
+
+def summary(task: str, compared: list[Method], tallies: dict[str, Tally]) -> dict[str, Any]:
+    reference = tallies[compared[0].name]
+    rows = []
+    for method in compared:
+        row = tallies[method.name].summary(reference)
+        row["times_fewer_forwards"] = reference.forwards / max(tallies[method.name].forwards, 1)
+        row["within_1_point"] = row["accuracy"] >= reference.accuracy - TOLERANCE
+        rows.append({"name": method.name, "guarantee": method.guarantee, **row})
+    return {"task": task, "methods": rows}
+
+
+def goals(results: list[dict[str, Any]]) -> dict[str, dict[str, list[str]]]:
+    """For each goal the settings that reach it, with the tasks they reach it on, most tasks first."""
+    reached: dict[str, dict[str, list[str]]] = {}
+    for goal, (guarantee, times) in GOALS.items():
+        tasks: dict[str, list[str]] = {}
+        for result in results:
+            for row in result["methods"]:
+                strong = guarantee is None or row["guarantee"] == guarantee
+                if strong and row["within_1_point"] and row["times_fewer_forwards"] >= times:
+                    tasks.setdefault(row["name"], []).append(result["task"])
+        reached[goal] = dict(sorted(tasks.items(), key=lambda pair: -len(pair[1])))
+    return reached
+
+
+def table_of(result: dict[str, Any]) -> Table:
+    n = result["methods"][0]["n"]
+    table = Table(title=f"{result['task']}, {n:,} questions", title_justify="left")
+    table.caption = (
+        "dim: more than a point below published. Each guarantee is relative to the policy's own one-by-one form."
+    )
+    table.caption_justify = "left"
+    for column in ("policy", "accuracy, % (95 %)", "forwards", "fewer", "tokens a forward", "time", "guarantee"):
+        table.add_column(column, justify="left" if column in ("policy", "guarantee") else "right", no_wrap=True)
+    for row in result["methods"]:
+        low, high = (100 * bound for bound in row["interval_95"])
+        table.add_row(
+            row["name"],
+            f"{100 * row['accuracy']:.1f} ({low:.1f} - {high:.1f})",
+            f"{row['forwards']:.2f}",
+            f"{row['times_fewer_forwards']:.1f}x",
+            f"{row['tokens_per_forward']:.2f}",
+            f"{row['wall_ratio']:.1f}x faster" if row["wall_ratio"] else "",
+            row["guarantee"],
+            style=None if row["within_1_point"] else "dim",
+        )
+    return table
