@@ -1,0 +1,105 @@
+"""Random compositions of every part there is, for hypothesis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fakes import SpikeModel, TableModel
+from hypothesis import strategies as st
+
+import dlm_samplers as s
+from dlm_kernels import InvalidArgumentError
+
+MASK, EOS = 22, 3
+unit = st.floats(0.05, 1.0)
+count = st.integers(1, 4)
+
+POLICIES = {
+    s.AncestralUnmask: st.builds(s.AncestralUnmask),
+    s.EntropyBound: st.builds(s.EntropyBound, gamma=st.floats(0.0, 3.0)),
+    s.Factor: st.builds(s.Factor, f=st.floats(0.1, 3.0)),
+    s.FixedQuota: st.builds(
+        s.FixedQuota,
+        order=st.sampled_from(["confidence", "margin", "entropy", "random", "left_to_right"]),
+        schedule=st.sampled_from([s.Linear(), s.TimeGrid()]),
+        tokens_per_step=st.none() | count,
+        order_temperature=st.sampled_from([0.0, 0.0, 0.5]),
+    ),
+    s.Threshold: st.builds(s.Threshold, tau=unit, strict=st.booleans()),
+}
+REMASK: dict[type, st.SearchStrategy] = {}
+STOPPING = {s.EndOfText: st.builds(s.EndOfText)}
+
+
+class MaskLover(TableModel):
+    """Whose best guess is the mask token everywhere."""
+
+    def __init__(self, seed: int, **kwargs: Any) -> None:
+        super().__init__(seed, **kwargs)
+        self.table[:, self.mask] = 50.0
+
+
+class Ended(TableModel):
+    """Sure of the end of text from the first position on."""
+
+    def __init__(self, seed: int, **kwargs: Any) -> None:
+        super().__init__(seed, **kwargs)
+        self.table[:, EOS] += 12.0
+
+
+class Flat(TableModel):
+    """Ties everywhere."""
+
+    def __init__(self, seed: int, **kwargs: Any) -> None:
+        super().__init__(seed, **kwargs)
+        self.table[:] = 1.0
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A sampler and what it is asked for."""
+
+    sampler: s.Sampler
+    prompts: list[torch.Tensor]
+    editable: list[torch.Tensor]
+    settings: dict[str, Any]
+
+    def generate(self, rows: list[int] | None = None, **more: Any) -> s.SamplerOutput:
+        rows = list(range(len(self.prompts))) if rows is None else rows
+        return self.sampler.generate(
+            [self.prompts[row] for row in rows],
+            editable=[self.editable[row] for row in rows],
+            request_ids=rows,
+            **{**self.settings, "max_new_tokens": [self.settings["max_new_tokens"][row] for row in rows]},
+            **more,
+        )
+
+
+@st.composite
+def compositions(draw: st.DrawFn) -> Composition | str:
+    """A composition, or why its parts refuse each other."""
+    model_class = draw(st.sampled_from([TableModel, SpikeModel, MaskLover, Ended, Flat]))
+    model = model_class(draw(st.integers(0, 999)), vocab=MASK + 1, eos=EOS)
+    policy = draw(st.one_of(list(POLICIES.values())))
+    remask = draw(st.one_of(st.none(), *REMASK.values()))
+    stopping = draw(st.lists(st.one_of(list(STOPPING.values())), max_size=2))
+    kind = draw(st.sampled_from([s.LLaDASampler, s.DreamSampler]))
+    try:
+        sampler = kind(model, policy=policy, remask=remask, stopping=stopping)
+    except InvalidArgumentError as error:
+        return str(error)
+    rows = draw(st.integers(1, 5))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    lengths = torch.randint(0, 7, (rows,), generator=generator).tolist()
+    prompts = [torch.randint(MASK + 1, (n,), generator=generator) for n in lengths]  # given mask tokens among them
+    editable = [torch.rand(n, generator=generator) < 0.3 for n in lengths]
+    settings = {
+        "max_new_tokens": torch.randint(0, 11, (rows,), generator=generator).tolist(),
+        "block_length": draw(st.sampled_from([None, 1, 4, 6, 32])),
+        "temperature": draw(st.sampled_from([0.0, 0.7, 1.0])),
+        "top_p": draw(st.sampled_from([1.0, 0.9])),
+        "seed": draw(st.integers(0, 2**40)),
+    }
+    return Composition(sampler, prompts, editable, settings)
