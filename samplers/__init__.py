@@ -1,7 +1,7 @@
 """Drop-in samplers for diffusion language models."""
 
 from dlm_samplers.guarantees import Guarantee
-from dlm_samplers.models import ModelSpec
+from dlm_samplers.models import ModelMismatchError, ModelSpec, Probe, probe
 from dlm_samplers.output import GenerationInterrupted, SamplerOutput
 from dlm_samplers.policies import AncestralUnmask, EntropyBound, Factor, FixedQuota, Policy, Threshold
 from dlm_samplers.sampler import DreamSampler, LLaDASampler, Sampler
@@ -20,8 +20,10 @@ __all__ = [
     "Guarantee",
     "LLaDASampler",
     "Linear",
+    "ModelMismatchError",
     "ModelSpec",
     "Policy",
+    "Probe",
     "Sampler",
     "SamplerOutput",
     "SamplerState",
@@ -29,4 +31,5 @@ __all__ = [
     "StoppingRule",
     "Threshold",
     "TimeGrid",
+    "probe",
 ]
