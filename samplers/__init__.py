@@ -1,5 +1,6 @@
 """Drop-in samplers for diffusion language models."""
 
+from dlm_samplers.caches import BlockCache, Cache, DualCache, PrefixCache
 from dlm_samplers.guarantees import Guarantee
 from dlm_samplers.models import ModelMismatchError, ModelSpec, Probe, probe
 from dlm_samplers.output import GenerationInterrupted, SamplerOutput
@@ -11,7 +12,10 @@ from dlm_samplers.stopping import EndOfText, StoppingRule
 
 __all__ = [
     "AncestralUnmask",
+    "BlockCache",
+    "Cache",
     "DreamSampler",
+    "DualCache",
     "EndOfText",
     "EntropyBound",
     "Factor",
@@ -23,6 +27,7 @@ __all__ = [
     "ModelMismatchError",
     "ModelSpec",
     "Policy",
+    "PrefixCache",
     "Probe",
     "Sampler",
     "SamplerOutput",

@@ -15,6 +15,7 @@ from dlm_samplers.parts import Part
 BEGIN, END = "<!-- generated: python -m dlm_samplers.catalogue docs/methods.md -->", "<!-- end of generated -->"
 KINDS = {
     "policies": "Policies: what commits",
+    "caches": "Caches: what a forward computes",
     "remask": "Remasking: what is taken back or replaced",
     "stopping": "Stopping: when a row is done",
     "lengths": "Length: how long a row gets",

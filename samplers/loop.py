@@ -71,7 +71,10 @@ class Loop:
             scored = scored if more is None else scored | more
         valid = state.valid if self.run.padded else None
         shift, head = sampler.spec.logit_shift, None
-        if self.from_hidden:
+        computed: Tensor | int = state.width * (2 if self.cfg_scale else 1)
+        if sampler.cache is not None:
+            (output, computed), head = sampler.cache.forward(adapter, state), adapter.head
+        elif self.from_hidden:
             output, head = adapter.hidden(state.tokens, valid), adapter.head
         elif self.cfg_scale:
             output = adapter.guided(state.tokens, state.editable, valid, self.cfg_scale)
@@ -83,7 +86,7 @@ class Loop:
             self.checked_vocabulary = True
         if self.processor is not None:
             output, shift = self.processor(state.tokens, adapter.align(output)), 0
-        self.run.count(state, 2 if self.cfg_scale else 1)
+        self.run.count(state, 2 if self.cfg_scale else 1, computed)
         unscored = Evaluation(scores=None, scored=scored, output=output, shift=shift, head=head)  # type: ignore[arg-type]
         scores = sampler.score(unscored, state, self._keys(state) | self.scoring)
         self.run.note_nan(state, scores.confidence, scored)

@@ -14,6 +14,7 @@ class SamplerOutput:
 
     sequences: int64 [B, L], prompt included, padded on the side the input was padded on.
     nfe: int64 [B], model evaluations in which the row took part (2 a step under classifier-free guidance).
+    positions: int64 [B], canvas columns that the model computed for the row, padding included: what a cache saves.
     generated: int64 [B], tokens generated, up to and including the end-of-text token.
     finished: bool [B]; False only in the output carried by `GenerationInterrupted`.
     completions: per row the generated tokens, int64 [n], without prompt, end-of-text token and what follows it.
@@ -22,6 +23,7 @@ class SamplerOutput:
 
     sequences: Tensor
     nfe: Tensor
+    positions: Tensor
     generated: Tensor
     finished: Tensor
     completions: list[Tensor]

@@ -21,6 +21,7 @@ class Run:
         self.tokens = everything.tokens.clone()
         self.editable, self.length = everything.editable.clone(), everything.length.clone()
         self.nfe = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.positions = torch.zeros_like(self.nfe)
         self.done = torch.zeros(rows, dtype=torch.bool, device=device)
         self.nan = torch.zeros(rows, dtype=torch.bool, device=device)
         self.history = [self.tokens.clone()] if return_history else None
@@ -66,8 +67,9 @@ class Run:
     def note_nan(self, state: SamplerState, confidence: Tensor, scored: Tensor) -> None:
         self.nan[state.index] |= (confidence.isnan() & scored).any(-1)
 
-    def count(self, state: SamplerState, evaluations: int) -> None:
+    def count(self, state: SamplerState, evaluations: int, columns: Tensor | int) -> None:
         self.nfe[state.index] += evaluations * state.live
+        self.positions[state.index] += columns * state.live
 
     def open_positions(self) -> int:
         """Masked positions of the whole call."""
@@ -106,6 +108,7 @@ class Run:
         return SamplerOutput(
             sequences=to_caller_layout(tokens, self.length, prompts),
             nfe=self.nfe,
+            positions=self.positions,
             generated=kept.sum(-1),
             finished=done,
             completions=[

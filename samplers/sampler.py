@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from dlm_kernels import InvalidArgumentError, TokenScores
+from dlm_samplers.caches import Cache
+from dlm_samplers.caches.attention import window_attention
 from dlm_samplers.canvas import new_state, read_prompts
 from dlm_samplers.evaluation import Evaluation
 from dlm_samplers.guarantees import Guarantee
@@ -40,6 +42,7 @@ class Sampler:
 
     model: any callable `model(input_ids [B, L], attention_mask=...) -> logits [B, L, V] or an object with .logits`.
     policy: which positions commit in a step; default: the family's published sampler.
+    cache: which positions a forward computes, the others' keys and values being kept.
     remask: which committed tokens are taken back or replaced.
     stopping: rules that finish a row early.
     spec: how to call the model; default: from mask_id, eos_id and `model.config`.
@@ -56,6 +59,7 @@ class Sampler:
         model: Callable[..., Any],
         *,
         policy: Policy | None = None,
+        cache: Cache | None = None,
         remask: Remask | None = None,
         stopping: Iterable[StoppingRule] = (),
         spec: ModelSpec | None = None,
@@ -72,6 +76,9 @@ class Sampler:
         self.policy = self.default_policy() if policy is None else policy
         if not isinstance(self.policy, Policy):
             raise InvalidArgumentError(f"policy must be a Policy instance, got {policy!r}")
+        if cache is not None and not isinstance(cache, Cache):
+            raise InvalidArgumentError(f"cache must be a Cache instance, got {cache!r}")
+        self.cache = cache
         if remask is not None and not isinstance(remask, Remask):
             raise InvalidArgumentError(f"remask must be a Remask instance, got {remask!r}")
         self.remask = remask
@@ -82,8 +89,8 @@ class Sampler:
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """Policy, remasking and stopping rules."""
-        return (self.policy, *([] if self.remask is None else [self.remask]), *self.stopping)
+        """Policy, cache, remasking and stopping rules."""
+        return tuple(part for part in (self.policy, self.cache, self.remask, *self.stopping) if part is not None)
 
     def default_policy(self) -> Policy:
         """The family's published sampler."""
@@ -160,6 +167,12 @@ class Sampler:
         rows = prompts.tokens.shape[0]
         budget = _per_row("max_new_tokens", max_new_tokens, rows, device)
         block = self.default_block_length if block_length == "default" else block_length
+        if self.spec.block_length is not None:
+            block = self.spec.block_length if block_length == "default" else block
+            if block != self.spec.block_length:
+                raise InvalidArgumentError(
+                    f"block_length must be {self.spec.block_length}, the block of the model's attention; got {block!r}"
+                )
         if block is not None and (isinstance(block, bool) or not isinstance(block, int) or block < 1):
             raise InvalidArgumentError(f"block_length must be an int >= 1 or None, got {block!r}")
         seeds, requests = request_keys(seed, request_ids, generator, rows, device)
@@ -172,6 +185,9 @@ class Sampler:
             seed=seeds,
             request_ids=requests,
         )
+        if self.cache is not None and (cfg_scale or logits_processor is not None):
+            asked = "cfg_scale" if cfg_scale else "logits_processor"
+            raise InvalidArgumentError(f"{asked} needs logits of the whole canvas, so it goes without cache=")
         if temperature < 0 or temperature != temperature:
             raise InvalidArgumentError(f"temperature must be >= 0, got {temperature}")
         if not 0 < top_p <= 1:
@@ -202,7 +218,7 @@ class Sampler:
         total = int(state.editable.sum()) if progress else 0
         step = 0
         try:
-            with progress_bar(total) if progress else nullcontext() as show:
+            with self._attention(), progress_bar(total) if progress else nullcontext() as show:
                 while run.next_batch():
                     state = run.state
                     for _ in range(check_every):
@@ -251,6 +267,9 @@ class Sampler:
         if _positive("steps", steps) % blocks:
             raise InvalidArgumentError(f"steps must be a multiple of the number of blocks, {blocks}; got {steps}")
         return steps // blocks
+
+    def _attention(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.cache is None else window_attention(self.adapter.model)
 
     def _device(self, input_ids: Any) -> torch.device:
         if isinstance(input_ids, Tensor):

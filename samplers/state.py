@@ -39,7 +39,9 @@ class SamplerState:
 
     mask_id: int
     block_length: int | None
-    """Block length in tokens, counted from the end of the prompt; None: the whole canvas is one block."""
+    """Block length in tokens; None: the whole canvas is one block."""
+    aligned_blocks: bool
+    """True when blocks are counted from the left edge, as a block-causal model has them; else from the end of the prompt."""
     steps_per_block: int | None
     """Steps a block is given by a fixed schedule; None for adaptive policies."""
 
@@ -109,16 +111,19 @@ class SamplerState:
         enter = done & self.live
         first = ahead.int().argmax(-1)  # the first masked column of the rest
         if self.block_length is None:
-            end = self.length
+            begin, end = torch.zeros_like(self.length), self.length
         else:
-            offset = first - self.prompt_length
+            origin = torch.zeros_like(first) if self.aligned_blocks else self.prompt_length
+            offset = first - origin
             block = torch.div(offset, self.block_length, rounding_mode="floor")
-            end = torch.minimum(self.prompt_length + (block + 1) * self.block_length, self.length)
-            end = torch.where(offset < 0, torch.minimum(end, self.prompt_length), end)
-        self.block_start = torch.where(enter, self.block_end, self.block_start)
+            begin = origin + block * self.block_length
+            end = torch.minimum(begin + self.block_length, self.length)
+            end = torch.where(offset < 0, torch.minimum(end, origin), end)
+            begin = begin.clamp(min=0)
+        self.block_start = torch.where(enter, begin, self.block_start)
         self.block_end = torch.where(enter, end, self.block_end)
         self.block_step = torch.where(enter, 0, self.block_step)
-        inside = masked & self.in_block
+        inside = masked & (column < self.block_end[:, None])
         self.block_masks = torch.where(enter, inside.sum(-1), self.block_masks)
         self.active = masked & (column < self.block_end[:, None]) & self.live[:, None]
 
@@ -128,6 +133,7 @@ class SamplerState:
 
     def put(self, rows: Tensor, part: SamplerState) -> None:
         """Writes back what `take(rows)` gave, distinct rows."""
+        self._meet(part)
         self._become(self._map(lambda mine, theirs: mine.index_copy(0, rows, theirs), part))
 
     def keep(self, rows: Tensor) -> None:
@@ -137,7 +143,10 @@ class SamplerState:
     def join(self, other: SamplerState) -> None:
         """Adds the rows of another state below its own, as wide as the wider of the two."""
         width = max(self.width, other.width)
-        self._become(self.resized(width)._map(lambda mine, theirs: torch.cat([mine, theirs]), other.resized(width)))
+        mine, theirs = self.resized(width), other.resized(width)
+        mine._meet(theirs)
+        theirs._meet(mine)
+        self._become(mine._map(lambda upper, lower: torch.cat([upper, lower]), theirs))
 
     def resized(self, width: int) -> SamplerState:
         """The same rows with `width` columns: those at the right dropped, or padding added."""
@@ -157,6 +166,15 @@ class SamplerState:
             new["row_ids"] = (request << 32) | torch.arange(width, device=self.tokens.device)
         memory = {name: columns(value) for name, value in self.position_memory.items()}
         return replace(self, **new, position_memory=memory)
+
+    def _meet(self, other: SamplerState) -> None:
+        """Makes room, zero, for what plug-ins remember of the other's positions and not of these."""
+        missing = {
+            name: value.new_zeros(len(self.tokens), *value.shape[1:])
+            for name, value in other.position_memory.items()
+            if name not in self.position_memory
+        }
+        self.position_memory = {**self.position_memory, **missing}
 
     def _map(self, function: Any, *others: SamplerState) -> SamplerState:
         """A state whose tensors are `function` of this one's and the others'."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch import Tensor
 from dlm_kernels import InvalidArgumentError, TokenScores, score_hidden, score_tokens
 from dlm_samplers.evaluation import Head, by_position
 from dlm_samplers.models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from dlm_samplers.caches.attention import Window
 
 LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
 
@@ -54,7 +57,9 @@ class Adapter:
     def _call(self, function: Callable[..., Any], name: str, last: str, tokens: Tensor, valid: Tensor | None) -> Tensor:
         kwargs: dict[str, Any] = {}
         spec = self.spec
-        if valid is not None:
+        if spec.attention_mask == "4d_block":
+            kwargs["attention_mask"] = self._block_mask(tokens, valid)
+        elif valid is not None:
             if spec.attention_mask == "2d":
                 kwargs["attention_mask"] = valid.long()
             else:
@@ -75,6 +80,21 @@ class Adapter:
                 f"got {list(result.shape)}"
             )
         return result
+
+    def window(self, tokens: Tensor, columns: Tensor, window: Window) -> Tensor:
+        """Hidden states [B, n, D] of tokens [B, n] at `columns` [B, n], attending as `window` says."""
+        assert self._trunk is not None
+        name = self.spec.position_ids or "position_ids"
+        output = self._trunk(tokens, **{name: columns, "dlm_window": window})
+        return output if isinstance(output, Tensor) else output.last_hidden_state
+
+    def _block_mask(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
+        block = torch.arange(tokens.shape[1], device=tokens.device) // self.spec.block_length
+        mask = (block[:, None] >= block).expand(len(tokens), -1, -1)
+        if valid is not None:
+            # Padding sees itself, so that its softmax is finite.
+            mask = (mask & valid[:, None]) | torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
+        return mask[:, None]
 
     def guided(self, tokens: Tensor, editable: Tensor, valid: Tensor | None, cfg_scale: float) -> Tensor:
         """Classifier-free guided logits: unconditional + (cfg_scale + 1) (conditional - unconditional), [B, L, V].
