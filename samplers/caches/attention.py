@@ -39,7 +39,8 @@ class Window:
             kept.append(stored.transpose(1, 2))
         out = torch.nn.functional.scaled_dot_product_attention(
             query,
-            *kept,
+            kept[0],
+            kept[1],
             attn_mask=self.visible[:, None],
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],

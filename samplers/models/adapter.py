@@ -89,6 +89,7 @@ class Adapter:
         return output if isinstance(output, Tensor) else output.last_hidden_state
 
     def _block_mask(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
+        assert self.spec.block_length is not None
         block = torch.arange(tokens.shape[1], device=tokens.device) // self.spec.block_length
         mask = (block[:, None] >= block).expand(len(tokens), -1, -1)
         if valid is not None:
