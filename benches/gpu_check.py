@@ -29,6 +29,7 @@ FILES = (
     "score_tokens",
     "select_positions",
     "denoise_step",
+    "step_buffers",
     "commit",
     "revoke",
     "gather_rows",

@@ -134,7 +134,11 @@ def vocabulary_ids(name: str, value: Sequence[int] | Tensor | None, vocabulary: 
     ids = tuple(vocabulary_id(name, item, vocabulary) for item in value)
     if not ids:
         return None
-    return _kept_ids(ids) if _may_be_kept(like) else torch.tensor(ids, dtype=torch.int64, device=like.device)
+    if _may_be_kept(like):
+        return _kept_ids(ids)
+    if len(ids) == 1:  # filled on the device; several are copied from the host, which no CUDA graph can hold
+        return torch.full((1,), ids[0], dtype=torch.int64, device=like.device)
+    return torch.tensor(ids, dtype=torch.int64, device=like.device)
 
 
 def vocabulary_id(name: str, value: Any, vocabulary: int) -> int:
