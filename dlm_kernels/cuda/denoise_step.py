@@ -47,7 +47,8 @@ def allocate_step(tokens: Tensor, logits: Tensor) -> tuple[StepStats, tuple[Tens
 def denoise_step_(tokens: Tensor, logits: Tensor, *options: Any) -> StepStats:
     """See the reference."""
     stats, scratch = allocate_step(tokens, logits)
-    denoise_step_out_(tokens, logits, *options, *stats, scratch)
+    arguments: tuple[Any, ...] = (tokens, logits, *options, *stats, scratch)
+    denoise_step_out_(*arguments)
     return stats
 
 

@@ -60,7 +60,8 @@ def open_kernel(
 def allocate_step(tokens: Tensor, logits: Tensor) -> tuple[StepStats, tuple[Tensor, ...]]:
     """See the reference."""
     shape, device = tokens.shape, tokens.device
-    score, rank = score_scratch(tokens.numel(), logits.shape[-1], device), rank_scratch(tuple(shape), device, True)
+    score = score_scratch(tokens.numel(), logits.shape[-1], device)
+    rank = rank_scratch((shape[0], shape[1]), device, by_entropy=True)
     open_, token = (torch.empty(shape, dtype=kind, device=device) for kind in (torch.bool, torch.int64))
     order, margin, entropy, logsumexp = (torch.empty(shape, dtype=torch.float32, device=device) for _ in range(4))
     return empty_stats(tokens), (
@@ -72,7 +73,8 @@ def allocate_step(tokens: Tensor, logits: Tensor) -> tuple[StepStats, tuple[Tens
 def denoise_step_(tokens: Tensor, logits: Tensor, *options: Any) -> StepStats:
     """See the reference."""
     stats, scratch = allocate_step(tokens, logits)
-    denoise_step_out_(tokens, logits, *options, *stats, scratch)
+    arguments: tuple[Any, ...] = (tokens, logits, *options, *stats, scratch)
+    denoise_step_out_(*arguments)
     return stats
 
 

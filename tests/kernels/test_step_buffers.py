@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 from backends import DEVICE
-from dlm_benches.kernels import timing
 from tolerances import assert_equal
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dlm_benches.kernels import timing
 from dlm_kernels import InvalidArgumentError, StepStats, denoise_step_, dispatch, step_buffers
 from kernels.operators import check_operator
 from kernels.test_denoise_step import BATCH, CASES, LENGTH, MASK, VOCABULARY, problem
