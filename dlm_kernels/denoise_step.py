@@ -66,7 +66,7 @@ def denoise_step_(
 
     Raises:
         InvalidArgumentError: wrong dtype, shape or device, a number outside its range, an id outside the vocabulary, an
-            `out` for another shape, device or backend.
+            `out` for another shape, device or backend, or with another tensor in it.
         BackendUnavailableError: the backend asked for cannot run here.
         KernelCompilationError: the backend of `out` does not compile here; no other one can take its buffers.
 
@@ -127,7 +127,7 @@ def step_buffers(tokens: Tensor, logits: Tensor, *, backend: str | None = None) 
         backend: see `use_backend`. Default: what a step would run on now.
 
     Returns:
-        StepBuffers(stats, scratch, backend, shape).
+        StepBuffers(stats, scratch, backend, shape, layout).
 
     Raises:
         InvalidArgumentError: wrong dtype, shape or device.
@@ -144,10 +144,12 @@ def step_buffers(tokens: Tensor, logits: Tensor, *, backend: str | None = None) 
     logits = check_step(tokens, logits)
     name = dispatch.resolve("denoise_step_", arguments.backend_name(backend), tokens.device)
     stats, scratch = dispatch.module("denoise_step_", name).allocate_step(tokens, logits)
-    return StepBuffers(stats, scratch, name, tuple(logits.shape))
+    layout = tuple((memory.dtype, tuple(memory.shape)) for memory in (*stats, *scratch))
+    return StepBuffers(stats, scratch, name, tuple(logits.shape), layout)
 
 
 def _check_buffers(out: StepBuffers, logits: Tensor, backend: str) -> None:
+    """Kernels write to addresses, so every buffer is looked at, whatever happened to it since it was made."""
     if not isinstance(out, StepBuffers):
         raise InvalidArgumentError(f"out must come from step_buffers, got {type(out).__name__}")
     if backend not in (dispatch.AUTO, out.backend):
@@ -156,4 +158,12 @@ def _check_buffers(out: StepBuffers, logits: Tensor, backend: str) -> None:
         raise InvalidArgumentError(
             f"out must be made for logits of shape {list(logits.shape)}, got one for {list(out.shape)}"
         )
-    arguments.same_device("out", out.stats.committed, logits)
+    memory = (*out.stats, *out.scratch)
+    if len(memory) != len(out.layout):
+        raise InvalidArgumentError(f"out must have the {len(out.layout)} tensors it was made with, got {len(memory)}")
+    for place, (tensor, (dtype, shape)) in enumerate(zip(memory, out.layout, strict=True)):
+        name = f"out.stats.{out.stats._fields[place]}" if place < len(out.stats) else "out.scratch"
+        arguments.tensor(name, tensor, (dtype,), shape)
+        arguments.same_device(name, tensor, logits)
+        if not tensor.is_contiguous():
+            raise InvalidArgumentError(f"{name} must be contiguous, got strides {list(tensor.stride())}")

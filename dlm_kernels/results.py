@@ -32,8 +32,9 @@ class StepBuffers(NamedTuple):
 
     stats: StepStats
     scratch: tuple[Tensor, ...]  # the backend's, of no use afterwards
-    backend: str  # these and the shape are what the buffers fit
+    backend: str  # it and the shape are what the buffers fit
     shape: tuple[int, ...]  # of the logits, [B, L, V]
+    layout: tuple[tuple[torch.dtype, tuple[int, ...]], ...]  # dtypes and shapes that stats and scratch were made with
 
 
 class RevokeStats(NamedTuple):

@@ -9,7 +9,7 @@ from tolerances import assert_equal
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dlm_benches.kernels import timing
-from dlm_kernels import InvalidArgumentError, StepStats, denoise_step_, dispatch, step_buffers
+from dlm_kernels import InvalidArgumentError, denoise_step_, dispatch, step_buffers
 from kernels.operators import check_operator
 from kernels.test_denoise_step import BATCH, CASES, LENGTH, MASK, VOCABULARY, problem
 
@@ -165,17 +165,66 @@ def test_memory_of_the_cpp_step_does_not_grow_with_the_vocabulary():
 def test_bad_buffers(backend):
     tokens, logits = problem()
     out = step_buffers(tokens, logits, backend=backend)
-    elsewhere = out._replace(stats=StepStats(*(memory.to("meta") for memory in out.stats)))
     other = "numba" if backend == "reference" else "reference"
-    start = tokens.clone()
-    for message, arguments, options in (
-        (r"out .*\[4, 24, 61\].*\[5, 24, 61\]", (tokens[1:], logits[1:]), {"out": out}),
-        (r"out .*\[5, 24, 62\].*\[5, 24, 61\]", (tokens, logits.new_zeros(BATCH, LENGTH, 62)), {"out": out}),
-        ("out must be on .*meta", (tokens, logits), {"out": elsewhere}),
-        (f"out .*'{other}'.*'{backend}'", (tokens, logits), {"out": out, "backend": other}),
+
+    def replaced(**stats):
+        return out._replace(stats=out.stats._replace(**stats))
+
+    shape = rf"\[{BATCH}, {LENGTH}\]"
+    bad = [
+        (r"out .*\[4, 24, 61\].*\[5, 24, 61\]", (tokens[1:], logits[1:]), {}),
+        (r"out .*\[5, 24, 62\].*\[5, 24, 61\]", (tokens, logits.new_zeros(BATCH, LENGTH, 62)), {}),
+        (f"out .*'{other}'.*'{backend}'", (tokens, logits), {"backend": other}),
         ("out must come from step_buffers, got StepStats", (tokens, logits), {"out": out.stats}),
-    ):
+        (r"out\.stats\.remaining must be torch\.int32, got torch\.int64", (tokens, logits),
+         {"out": replaced(remaining=out.stats.remaining.long())}),
+        (rf"out\.stats\.confidence must have shape {shape}, got \[{BATCH}, 7\]", (tokens, logits),
+         {"out": replaced(confidence=torch.zeros(BATCH, 7, device=DEVICE))}),
+        (r"out\.stats\.selected must be on .*, got meta", (tokens, logits),
+         {"out": replaced(selected=out.stats.selected.to("meta"))}),
+        (r"out\.stats\.selected must be contiguous, got strides", (tokens, logits),
+         {"out": replaced(selected=torch.zeros(LENGTH, BATCH, dtype=torch.bool, device=DEVICE).T)}),
+        (r"out must have the \d+ tensors it was made with, got", (tokens, logits),
+         {"out": out._replace(scratch=(*out.scratch, tokens))}),
+    ]  # fmt: skip
+    if out.scratch:
+        short = (*out.scratch[:-1], out.scratch[-1].flatten()[1:])
+        bad.append((r"out\.scratch must have shape", (tokens, logits), {"out": out._replace(scratch=short)}))
+    for memory in (*out.stats, *out.scratch):
+        memory.zero_()
+    start = tokens.clone()
+    for message, arguments, options in bad:
         with pytest.raises(InvalidArgumentError, match=message):
-            denoise_step_(*arguments, mask_id=MASK, **options)
+            denoise_step_(*arguments, mask_id=MASK, **{"out": out, **options})
     assert_equal("tokens", tokens, start)
+    assert not any(memory.any() for memory in out.stats), "nothing was written"
     assert denoise_step_(tokens, logits, mask_id=MASK, out=out, backend=backend) is out.stats
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0)])
+def test_nothing_to_do(backend, shape):
+    tokens, logits = torch.full(shape, MASK), torch.empty(*shape, VOCABULARY)
+    out = step_buffers(tokens, logits, backend=backend)
+    for counts in (out.stats.committed, out.stats.remaining):
+        counts.fill_(7)
+    stats = denoise_step_(tokens, logits, mask_id=MASK, out=out)
+    assert stats.committed.tolist() == stats.remaining.tolist() == [0] * shape[0]
+
+
+def test_buffers_may_be_arguments_of_the_next_step(backend):
+    """What a step reads it has read before it writes there."""
+    tokens, logits = problem()
+    fresh, out = tokens.clone(), step_buffers(tokens, logits, backend=backend)
+    first = denoise_step_(fresh, logits, mask_id=MASK, quota=6, backend=backend)
+    denoise_step_(tokens, logits, mask_id=MASK, quota=6, out=out)
+    fresh[first.selected] = tokens[first.selected] = MASK
+    options = {"mask_id": MASK, "at_least": 0, "temperature": 1.0}
+    wanted = denoise_step_(
+        fresh, logits, eligible=first.selected, quota=first.committed - 2, backend=backend, **options
+    )
+    stats = denoise_step_(
+        tokens, logits, eligible=out.stats.selected, quota=out.stats.committed.sub_(2), out=out, **options
+    )
+    assert_equal("tokens", tokens, fresh)
+    for name, got, value in zip(stats._fields, stats, wanted, strict=True):
+        assert_equal(name, got, value)
