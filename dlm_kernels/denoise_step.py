@@ -162,8 +162,14 @@ def _check_buffers(out: StepBuffers, logits: Tensor, backend: str) -> None:
     if len(memory) != len(out.layout):
         raise InvalidArgumentError(f"out must have the {len(out.layout)} tensors it was made with, got {len(memory)}")
     for place, (tensor, (dtype, shape)) in enumerate(zip(memory, out.layout, strict=True)):
-        name = f"out.stats.{out.stats._fields[place]}" if place < len(out.stats) else "out.scratch"
-        arguments.tensor(name, tensor, (dtype,), shape)
-        arguments.same_device(name, tensor, logits)
-        if not tensor.is_contiguous():
+        if not (
+            isinstance(tensor, Tensor)
+            and tensor.dtype == dtype
+            and tensor.shape == shape
+            and tensor.device == logits.device
+            and tensor.is_contiguous()
+        ):
+            name = f"out.stats.{out.stats._fields[place]}" if place < len(out.stats) else "out.scratch"
+            arguments.tensor(name, tensor, (dtype,), shape)
+            arguments.same_device(name, tensor, logits)
             raise InvalidArgumentError(f"{name} must be contiguous, got strides {list(tensor.stride())}")

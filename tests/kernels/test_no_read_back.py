@@ -137,5 +137,5 @@ def test_a_copy_is_seen(read, monkeypatch):
         return checked(name, value, *rest, **bounds)
 
     monkeypatch.setattr(arguments, "integers", reading)
-    with pytest.raises((AssertionError, RuntimeError, TypeError), match="meta|host"), torch.device("meta"), NoCopies():
+    with pytest.raises((AssertionError, RuntimeError, TypeError), match=r"meta|host"), torch.device("meta"), NoCopies():
         denoise_step_(True)
