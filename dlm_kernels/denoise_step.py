@@ -143,7 +143,8 @@ def step_buffers(tokens: Tensor, logits: Tensor, *, backend: str | None = None) 
     """
     logits = check_step(tokens, logits)
     name = dispatch.resolve("denoise_step_", arguments.backend_name(backend), tokens.device)
-    stats, scratch = dispatch.module("denoise_step_", name).allocate_step(tokens, logits)
+    with torch.inference_mode(False):  # else they could not be written outside it
+        stats, scratch = dispatch.module("denoise_step_", name).allocate_step(tokens, logits)
     layout = tuple((memory.dtype, tuple(memory.shape)) for memory in (*stats, *scratch))
     return StepBuffers(stats, scratch, name, tuple(logits.shape), layout)
 

@@ -211,6 +211,14 @@ def test_nothing_to_do(backend, shape):
     assert stats.committed.tolist() == stats.remaining.tolist() == [0] * shape[0]
 
 
+def test_buffers_of_inference_mode_serve_outside_it(backend):
+    tokens, logits = problem()
+    with torch.inference_mode():
+        out = step_buffers(tokens, logits, backend=backend)
+        denoise_step_(tokens.clone(), logits, mask_id=MASK, out=out)
+    assert denoise_step_(tokens, logits, mask_id=MASK, out=out).committed.sum() > 0
+
+
 def test_buffers_may_be_arguments_of_the_next_step(backend):
     """What a step reads it has read before it writes there."""
     tokens, logits = problem()
