@@ -3,7 +3,7 @@
 from dlm_samplers.guarantees import Guarantee
 from dlm_samplers.models import ModelSpec
 from dlm_samplers.output import GenerationInterrupted, SamplerOutput
-from dlm_samplers.policies import AncestralUnmask, EntropyBound, Factor, FixedQuota, Policy, Threshold
+from dlm_samplers.policies import AncestralUnmask, EntropyBound, EventDriven, Factor, FixedQuota, Policy, Threshold
 from dlm_samplers.sampler import DreamSampler, LLaDASampler, Sampler
 from dlm_samplers.schedules import Linear, Schedule, TimeGrid
 from dlm_samplers.state import SamplerState
@@ -14,6 +14,7 @@ __all__ = [
     "DreamSampler",
     "EndOfText",
     "EntropyBound",
+    "EventDriven",
     "Factor",
     "FixedQuota",
     "GenerationInterrupted",
