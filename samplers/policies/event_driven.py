@@ -50,7 +50,9 @@ class EventDriven(Policy):
     eps: float = 0.0
 
     guarantee = Guarantee.EXACT
-    promise = "the ancestral sampler's own distribution: its flips do not depend on the logits of a model that sees no time"
+    promise = (
+        "the ancestral sampler's own distribution: its flips do not depend on the logits of a model that sees no time"
+    )
     keyed_by_step: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
