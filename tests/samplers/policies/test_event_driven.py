@@ -2,6 +2,7 @@
 
 import math
 import random
+from itertools import pairwise
 
 import pytest
 import torch
@@ -60,7 +61,7 @@ def test_law_of_any_noise_schedule(alpha, masked, vocabulary, length, steps, eps
     """A step from t to s flips the share (alpha_s - alpha_t) / (1 - alpha_t) of the masks left."""
     model = CanvasTable(steps, vocabulary, length)
     t = [1 - (1 - eps) * k / steps for k in range(steps + 1)]
-    shares = [(masked(a) - masked(b)) / masked(a) for a, b in zip(t[:-2], t[1:-1], strict=True)] + [1.0]
+    shares = [(masked(a) - masked(b)) / masked(a) for a, b in pairwise(t[:-1])] + [1.0]
     policy = EventDriven(steps, alpha=alpha, eps=eps)
     got = Forced(model, policy).enumerate(grid_choices(policy, length))
     assert (got.law - ancestral_law(model, shares)).abs().max() <= EXACT
