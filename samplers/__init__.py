@@ -4,7 +4,7 @@ from dlm_samplers.caches import BlockCache, Cache, DualCache, PrefixCache
 from dlm_samplers.guarantees import Guarantee
 from dlm_samplers.models import ModelMismatchError, ModelSpec, Probe, probe
 from dlm_samplers.output import GenerationInterrupted, SamplerOutput
-from dlm_samplers.policies import AncestralUnmask, EntropyBound, Factor, FixedQuota, Policy, Threshold
+from dlm_samplers.policies import AncestralUnmask, EntropyBound, EventDriven, Factor, FixedQuota, Policy, Threshold
 from dlm_samplers.sampler import DreamSampler, LLaDASampler, Sampler
 from dlm_samplers.schedules import Linear, Schedule, TimeGrid
 from dlm_samplers.state import SamplerState
@@ -18,6 +18,7 @@ __all__ = [
     "DualCache",
     "EndOfText",
     "EntropyBound",
+    "EventDriven",
     "Factor",
     "FixedQuota",
     "GenerationInterrupted",

@@ -41,13 +41,15 @@ class Loop:
             and not self.cfg_scale
             and not any(part.needs_logits for part in self.parts)
         )
+        # A processor may count its calls; a model that sees time says something else in the next step.
+        self.foresees = sampler.policy.foresees and self.processor is None and not sampler.spec.sees_time
         self.checked_vocabulary = sampler.spec.vocab_size is not None
 
     def step(self, state: SamplerState) -> None:
         """Advances every live row by one step, in place."""
         policy = self.sampler.policy
         candidates = policy.candidates(state)
-        if not policy.foresees or self.processor is not None:  # a processor may count its calls
+        if not self.foresees:
             self._forward_and_commit(state, candidates)
         else:
             busy = candidates.any(-1)

@@ -29,6 +29,7 @@ class ModelSpec:
     hidden, lm_head: attributes of the model: what is called like the model and returns the states [B, L, D] (or an object
         with .last_hidden_state) that the head, a linear layer, is applied to. With both, logits are computed at the
         positions that may change alone, and never held. None: the model is called for its logits.
+    sees_time: the model knows how far a row is in more ways than by its masks, so that no forward may be left out.
     """
 
     mask_id: int
@@ -42,6 +43,7 @@ class ModelSpec:
     suppressed_ids: tuple[int, ...] | None = None
     hidden: str | None = None
     lm_head: str | None = None
+    sees_time: bool = False
 
     def __post_init__(self) -> None:
         if self.logit_shift not in (0, 1):

@@ -34,6 +34,8 @@ class Remask(Part, ABC):
 
     scheduled: ClassVar[bool] = False
     """True when a schedule bounds the number of steps, whatever is taken back."""
+    keeps_times: ClassVar[bool] = False
+    """True when no token becomes a mask again, so that unmask times drawn beforehand stay what they are (`EventDriven`)."""
 
     def scored(self, state: SamplerState) -> Tensor | None:
         """The committed tokens in question: their scores are read by default."""

@@ -19,6 +19,9 @@ count = st.integers(1, 4)
 POLICIES = {
     s.AncestralUnmask: st.builds(s.AncestralUnmask),
     s.EntropyBound: st.builds(s.EntropyBound, gamma=st.floats(0.0, 3.0)),
+    s.EventDriven: st.builds(
+        s.EventDriven, grid=st.none() | st.integers(1, 40), alpha=st.sampled_from(["linear", "cosine"])
+    ),
     s.Factor: st.builds(s.Factor, f=st.floats(0.1, 3.0)),
     s.FixedQuota: st.builds(
         s.FixedQuota,

@@ -11,6 +11,7 @@ from dlm_samplers import (
     DreamSampler,
     EndOfText,
     EntropyBound,
+    EventDriven,
     Factor,
     FixedQuota,
     GenerationInterrupted,
@@ -30,6 +31,8 @@ POLICIES = [
     Threshold(0.6),
     Factor(1.0),
     EntropyBound(0.5),
+    EventDriven(6),
+    EventDriven(),
 ]
 SAMPLERS = [LLaDASampler, DreamSampler]
 
