@@ -7,7 +7,7 @@ from dlm_samplers.policies import AncestralUnmask, EntropyBound, Factor, FixedQu
 from dlm_samplers.sampler import DreamSampler, LLaDASampler, Sampler
 from dlm_samplers.schedules import Linear, Schedule, TimeGrid
 from dlm_samplers.state import SamplerState
-from dlm_samplers.stopping import EndOfText, StoppingRule
+from dlm_samplers.stopping import EndOfText, Prophet, SchED, StableAndConfident, StoppingRule
 
 __all__ = [
     "AncestralUnmask",
@@ -22,10 +22,13 @@ __all__ = [
     "Linear",
     "ModelSpec",
     "Policy",
+    "Prophet",
     "Sampler",
     "SamplerOutput",
     "SamplerState",
+    "SchED",
     "Schedule",
+    "StableAndConfident",
     "StoppingRule",
     "Threshold",
     "TimeGrid",

@@ -29,6 +29,8 @@ class Evaluation:
     """Statistics [B, L], meaningful where `scored`."""
     scored: Tensor
     """bool [B, L]."""
+    masked: Tensor
+    """bool [B, L]: positions still to be filled, as the forward saw the canvases."""
     output: Tensor
     """Logits [B, L, V], or hidden states [B, L, D] when `head` is given; row i belongs to position i + shift."""
     shift: int

@@ -84,7 +84,14 @@ class Loop:
         if self.processor is not None:
             output, shift = self.processor(state.tokens, adapter.align(output)), 0
         self.run.count(state, 2 if self.cfg_scale else 1)
-        unscored = Evaluation(scores=None, scored=scored, output=output, shift=shift, head=head)  # type: ignore[arg-type]
+        unscored = Evaluation(
+            scores=None,  # type: ignore[arg-type]
+            scored=scored,
+            masked=state.masked(),
+            output=output,
+            shift=shift,
+            head=head,
+        )
         scores = sampler.score(unscored, state, self._keys(state) | self.scoring)
         self.run.note_nan(state, scores.confidence, scored)
         return replace(unscored, scores=scores)
