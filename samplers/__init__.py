@@ -4,6 +4,7 @@ from dlm_samplers.guarantees import Guarantee
 from dlm_samplers.models import ModelSpec
 from dlm_samplers.output import GenerationInterrupted, SamplerOutput
 from dlm_samplers.policies import AncestralUnmask, EntropyBound, Factor, FixedQuota, Policy, Threshold
+from dlm_samplers.remask import Remask, ReMDM, Revocation
 from dlm_samplers.sampler import DreamSampler, LLaDASampler, Sampler
 from dlm_samplers.schedules import Linear, Schedule, TimeGrid
 from dlm_samplers.state import SamplerState
@@ -23,6 +24,9 @@ __all__ = [
     "ModelSpec",
     "Policy",
     "Prophet",
+    "ReMDM",
+    "Remask",
+    "Revocation",
     "Sampler",
     "SamplerOutput",
     "SamplerState",

@@ -39,7 +39,7 @@ class Sampler:
     """Generates text with a masked diffusion language model. Use a subclass, which knows a family's conventions.
 
     model: any callable `model(input_ids [B, L], attention_mask=...) -> logits [B, L, V] or an object with .logits`.
-    policy: which positions commit in a step; default: the family's published sampler.
+    policy: which positions commit in a step; default: the one that `remask` brings, or the family's published sampler.
     remask: which committed tokens are taken back or replaced.
     stopping: rules that finish a row early.
     spec: how to call the model; default: from mask_id, eos_id and `model.config`.
@@ -69,11 +69,13 @@ class Sampler:
             raise InvalidArgumentError("mask_id and eos_id belong inside spec when spec is given")
         self.spec = spec
         self.adapter = Adapter(model, spec)
-        self.policy = self.default_policy() if policy is None else policy
-        if not isinstance(self.policy, Policy):
-            raise InvalidArgumentError(f"policy must be a Policy instance, got {policy!r}")
         if remask is not None and not isinstance(remask, Remask):
             raise InvalidArgumentError(f"remask must be a Remask instance, got {remask!r}")
+        if policy is None:
+            policy = (remask.policy if remask is not None else None) or self.default_policy()
+        if not isinstance(policy, Policy):
+            raise InvalidArgumentError(f"policy must be a Policy instance, got {policy!r}")
+        self.policy = policy
         self.remask = remask
         self.stopping = tuple(stopping)
         self.backend = backend
@@ -197,7 +199,7 @@ class Sampler:
             part.start(state)
         run = Run(state, batch_size, return_history)
         loop = Loop(self, run, scoring, cfg_scale, logits_processor)
-        writer = StreamWriter(streamer, state) if streamer is not None else None
+        writer = StreamWriter(streamer, state, self.remask is not None) if streamer is not None else None
         check_every = STEPS_BETWEEN_CHECKS.get(device.type, DEFAULT_STEPS_BETWEEN_CHECKS)
         total = int(state.editable.sum()) if progress else 0
         step = 0
@@ -219,7 +221,7 @@ class Sampler:
         except KeyboardInterrupt:
             raise GenerationInterrupted(run.output(self.spec, prompts, finished=False)) from None
         if writer is not None:
-            writer.end()
+            writer.end(run.tokens, int(run.length[0]))
         return run.output(self.spec, prompts, finished=True)
 
     def score(self, evaluation: Evaluation, state: SamplerState, scoring: dict[str, Any]) -> TokenScores:

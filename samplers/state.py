@@ -57,6 +57,8 @@ class SamplerState:
     """bool [B, L]: positions that may be committed in this step."""
     live: Tensor
     """bool [B]: rows with work left."""
+    spends_all_steps: bool = False
+    """True when a block without masks still takes the steps its schedule gives it, for they may make new ones."""
     memory: dict[str, Tensor] = field(default_factory=dict)
     """What plug-ins remember of a row, each [B, ...]."""
     position_memory: dict[str, Tensor] = field(default_factory=dict)
@@ -96,12 +98,14 @@ class SamplerState:
     def enter_blocks(self) -> None:
         """Moves every row that is done with its block to the next block with work in it; rows without one stop living.
 
-        A block is done when nothing in it is masked, or when a fixed schedule has spent its steps on it (a sampler that
-        may commit the mask token itself would otherwise never leave).
+        A block is done when nothing in it is masked and nothing will be, or when a fixed schedule has spent its steps on it
+        (a sampler that may commit the mask token itself would otherwise never leave).
         """
         masked = self.masked()
         column = self.column
         done = ~(masked & (column < self.block_end[:, None])).any(-1)
+        if self.spends_all_steps:
+            done &= self.block_masks == 0  # of a block that never was entered
         if self.steps_per_block is not None:
             done |= self.block_step >= self.steps_per_block
         ahead = masked & (column >= self.block_end[:, None])

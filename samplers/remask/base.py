@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dlm_samplers.evaluation import Evaluation
 from dlm_samplers.parts import Part
+from dlm_samplers.policies.base import Policy
 from dlm_samplers.state import SamplerState
 
 
@@ -34,6 +35,11 @@ class Remask(Part, ABC):
 
     scheduled: ClassVar[bool] = False
     """True when a schedule bounds the number of steps, whatever is taken back."""
+
+    @property
+    def policy(self) -> Policy | None:
+        """The policy of a method that decides by one law what commits and what is taken back; None: it goes with any."""
+        return None
 
     def scored(self, state: SamplerState) -> Tensor | None:
         """The committed tokens in question: their scores are read by default."""

@@ -1,4 +1,4 @@
-"""What several stopping rules measure of a row. Nothing here depends on the batch, not even in the last bit."""
+"""What several stopping rules measure of a row."""
 
 from __future__ import annotations
 
@@ -7,11 +7,7 @@ from torch import Tensor
 
 from dlm_samplers.evaluation import Evaluation
 from dlm_samplers.state import SamplerState
-
-UNIT = 2.0**-28
-"""Values are added up as whole multiples of this, for integers add up to the same in every order and width."""
-LARGEST = 2.0**16
-"""What a larger value counts as. A sum of 2^18 of them fits an int64."""
+from dlm_samplers.sums import sum_where
 
 
 def progress(state: SamplerState) -> Tensor:
@@ -21,10 +17,8 @@ def progress(state: SamplerState) -> Tensor:
 
 def mean_where(values: Tensor, where: Tensor) -> Tensor:
     """float64 [B]: mean over each row's positions `where`; NaN where a row has none, or a NaN among them."""
-    values = values.masked_fill(~where, 0)
-    whole = (values.nan_to_num(0, LARGEST, -LARGEST).clamp(-LARGEST, LARGEST).double() / UNIT).round().long()
-    mean = whole.sum(-1).double() * UNIT / where.sum(-1)
-    return mean.masked_fill(values.isnan().any(-1), torch.nan)
+    mean = sum_where(values, where) / where.sum(-1)
+    return mean.masked_fill((values.isnan() & where).any(-1), torch.nan)
 
 
 def logit_gap(evaluation: Evaluation, never: tuple[int, ...]) -> Tensor:
