@@ -1,6 +1,7 @@
 """Drop-in samplers for diffusion language models."""
 
 from dlm_samplers.guarantees import Guarantee
+from dlm_samplers.lengths import DAEDAL, LengthRule
 from dlm_samplers.models import ModelSpec
 from dlm_samplers.output import GenerationInterrupted, SamplerOutput
 from dlm_samplers.policies import AncestralUnmask, EntropyBound, Factor, FixedQuota, Policy, Threshold
@@ -11,6 +12,7 @@ from dlm_samplers.state import SamplerState
 from dlm_samplers.stopping import EndOfText, Prophet, SchED, StableAndConfident, StoppingRule
 
 __all__ = [
+    "DAEDAL",
     "AncestralUnmask",
     "DreamSampler",
     "EndOfText",
@@ -20,6 +22,7 @@ __all__ = [
     "GenerationInterrupted",
     "Guarantee",
     "LLaDASampler",
+    "LengthRule",
     "Linear",
     "ModelSpec",
     "Policy",

@@ -1,4 +1,4 @@
-"""One step of the rows of a state: forward, score, select, commit, remask, stop."""
+"""One step of the rows of a state: forward, score, select, commit, remask, stop, lengthen."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class Loop:
     def __post_init__(self) -> None:
         sampler = self.sampler
         self.parts: tuple[Part, ...] = sampler.parts
-        self.keyed_by_step = sampler.policy.keyed_by_step or sampler.remask is not None
+        # A position that is filled twice, or a column that another position moves to, needs noise of its own.
+        self.keyed_by_step = sampler.policy.keyed_by_step or sampler.remask is not None or sampler.length is not None
         self.from_hidden = (
             sampler.adapter.head is not None
             and self.processor is None
@@ -45,7 +46,9 @@ class Loop:
 
     def step(self, state: SamplerState) -> None:
         """Advances every live row by one step, in place."""
-        policy = self.sampler.policy
+        policy, length = self.sampler.policy, self.sampler.length
+        if length is not None:
+            state.active = state.active & ~length.waiting(state)[:, None]
         candidates = policy.candidates(state)
         if not policy.foresees or self.processor is not None:  # a processor may count its calls
             self._forward_and_commit(state, candidates)
@@ -107,6 +110,8 @@ class Loop:
         """Applies the stopping rules to the canvases after the commit."""
         for rule in self.sampler.stopping:
             stopped = rule.stop(state, self.sampler.spec, evaluation) & state.live
+            if self.sampler.length is not None:
+                stopped &= ~self.sampler.length.waiting(state)
             if rule.fills:
                 rest = state.masked() & stopped[:, None] & evaluation.scored
                 commit_(state.tokens, evaluation.scores.token, rest, backend=self.sampler.backend)
@@ -136,6 +141,9 @@ class Loop:
                 **self._keys(state, position_step=True),
             )
         self.stop(state, evaluation)
+        if self.sampler.length is not None:
+            state.insert_masks(*self.sampler.length.insertions(state, self.sampler.spec, evaluation))
+            self.run.padded = not bool(state.valid.all())
 
     def _keys(self, state: SamplerState, position_step: bool = False) -> dict[str, Tensor]:
         step = state.step if self.keyed_by_step or position_step else torch.zeros_like(state.step)

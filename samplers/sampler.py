@@ -13,6 +13,7 @@ from dlm_kernels import InvalidArgumentError, TokenScores
 from dlm_samplers.canvas import new_state, read_prompts
 from dlm_samplers.evaluation import Evaluation
 from dlm_samplers.guarantees import Guarantee
+from dlm_samplers.lengths import LengthRule
 from dlm_samplers.loop import Loop
 from dlm_samplers.models import Adapter, ModelSpec
 from dlm_samplers.models.adapter import LogitsProcessor
@@ -42,6 +43,7 @@ class Sampler:
     policy: which positions commit in a step; default: the one that `remask` brings, or the family's published sampler.
     remask: which committed tokens are taken back or replaced.
     stopping: rules that finish a row early.
+    length: rule by which rows start short and grow up to max_new_tokens; default: all of it at once.
     spec: how to call the model; default: from mask_id, eos_id and `model.config`.
     backend: kernel backend, see `dlm_kernels.use_backend`; None chooses by device.
     """
@@ -58,6 +60,7 @@ class Sampler:
         policy: Policy | None = None,
         remask: Remask | None = None,
         stopping: Iterable[StoppingRule] = (),
+        length: LengthRule | None = None,
         spec: ModelSpec | None = None,
         mask_id: int | None = None,
         eos_id: int | None = None,
@@ -78,14 +81,18 @@ class Sampler:
         self.policy = policy
         self.remask = remask
         self.stopping = tuple(stopping)
+        if length is not None and not isinstance(length, LengthRule):
+            raise InvalidArgumentError(f"length must be a LengthRule instance, got {length!r}")
+        self.length = length
         self.backend = backend
         for part in self.parts:
             part.check(self)
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """Policy, remasking and stopping rules."""
-        return (self.policy, *([] if self.remask is None else [self.remask]), *self.stopping)
+        """Policy, remasking, stopping and length rules."""
+        one_or_none = [part for part in (self.remask, self.length) if part is not None]
+        return (self.policy, *one_or_none, *self.stopping)
 
     def default_policy(self) -> Policy:
         """The family's published sampler."""
@@ -138,7 +145,7 @@ class Sampler:
         attention_mask: [B, P], 1 on real tokens, 0 on padding.
         editable: bool [B, P] (or a list of 1-D sequences): prompt positions to fill. Default: those that hold the mask
             token. With max_new_tokens=0 this is infilling.
-        max_new_tokens: length of the generated region, one number or one per row.
+        max_new_tokens: length of the generated region, one number or one per row; with a length rule the greatest.
         block_length: semi-autoregressive blocks of this many tokens; None: the whole canvas at once.
         steps: model evaluations for the whole generated region, spread evenly over its blocks; only for policies on a
             fixed schedule. Default: one token a step.
@@ -215,7 +222,7 @@ class Sampler:
                             writer.step(state)
                         run.record()
                         if show is not None:
-                            show(total - run.open_positions())
+                            show(max(total - run.open_positions(), 0))  # a length rule adds to both
                         state.enter_blocks()
                         step += 1
         except KeyboardInterrupt:

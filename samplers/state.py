@@ -162,6 +162,40 @@ class SamplerState:
         memory = {name: columns(value) for name, value in self.position_memory.items()}
         return replace(self, **new, position_memory=memory)
 
+    def shorten(self, length: Tensor) -> None:
+        """Gives row b the first `length[b]` of its columns; nothing in the others may be filled yet."""
+        kept = self.column < length[:, None]
+        self.length, self.valid, self.editable = length, self.valid & kept, self.editable & kept
+
+    def insert_masks(self, column: Tensor, count: Tensor) -> None:
+        """Puts `count` [B] more masks right of the mask at `column` [B]; what is right of it moves, with all that is
+        remembered of it. A new mask inherits the memory of the one beside it. Reads the new width from the device.
+
+        `row_ids` stay with the columns, so the noise of a token must be keyed by step.
+        """
+        length = self.length + count
+        wide = self.resized(max(self.width, int(length.max()))) if len(length) else self
+        at, by = column[:, None], count[:, None]
+        source = torch.where(wide.column <= at, wide.column, torch.maximum(wide.column - by, at))
+
+        def moved(value: Tensor) -> Tensor:
+            index = source.reshape(source.shape + (1,) * (value.ndim - 2))
+            return value.gather(1, index.expand(value.shape))
+
+        for name in PER_POSITION:
+            if name != "row_ids":
+                setattr(wide, name, moved(getattr(wide, name)))
+        wide.position_memory = {name: moved(value) for name, value in wide.position_memory.items()}
+        # A block that was cut short by the end of the canvas may now reach further.
+        whole = length
+        if wide.block_length is not None:
+            into = (wide.block_end - wide.prompt_length - 1).clamp(min=0)
+            blocks = torch.div(into, wide.block_length, rounding_mode="floor") + 1
+            whole = torch.minimum(wide.prompt_length + blocks * wide.block_length, length)
+        wide.block_end = torch.where(wide.block_end == self.length, whole, wide.block_end)
+        wide.length = length
+        self._become(wide)
+
     def _map(self, function: Any, *others: SamplerState) -> SamplerState:
         """A state whose tensors are `function` of this one's and the others'."""
         new: dict[str, Any] = {}
