@@ -5,7 +5,7 @@ from dlm_samplers.lengths import DAEDAL, LengthRule
 from dlm_samplers.models import ModelSpec
 from dlm_samplers.output import GenerationInterrupted, SamplerOutput
 from dlm_samplers.policies import AncestralUnmask, EntropyBound, Factor, FixedQuota, Policy, Threshold
-from dlm_samplers.remask import Remask, ReMDM, Revocation
+from dlm_samplers.remask import CappedThreshold, Remask, ReMDM, Revocation, ShadowVerify
 from dlm_samplers.sampler import DreamSampler, LLaDASampler, Sampler
 from dlm_samplers.schedules import Linear, Schedule, TimeGrid
 from dlm_samplers.state import SamplerState
@@ -14,6 +14,7 @@ from dlm_samplers.stopping import EndOfText, Prophet, SchED, StableAndConfident,
 __all__ = [
     "DAEDAL",
     "AncestralUnmask",
+    "CappedThreshold",
     "DreamSampler",
     "EndOfText",
     "EntropyBound",
@@ -35,6 +36,7 @@ __all__ = [
     "SamplerState",
     "SchED",
     "Schedule",
+    "ShadowVerify",
     "StableAndConfident",
     "StoppingRule",
     "Threshold",

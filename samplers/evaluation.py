@@ -35,6 +35,8 @@ class Evaluation:
     """Logits [B, L, V], or hidden states [B, L, D] when `head` is given; row i belongs to position i + shift."""
     shift: int
     head: Head | None = None
+    companions: Evaluation | None = None
+    """Of the columns beside the canvas, [B, S], in their own order; their noise is that of the columns they accompany."""
 
     @property
     def logits(self) -> Tensor:

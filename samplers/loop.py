@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dlm_kernels import commit_, revoke_
+from dlm_kernels import InvalidArgumentError, commit_, revoke_
 from dlm_samplers.canvas import check_vocabulary
 from dlm_samplers.evaluation import Evaluation
 from dlm_samplers.models.adapter import LogitsProcessor
 from dlm_samplers.parts import Part
-from dlm_samplers.remask.base import revisable
+from dlm_samplers.remask.base import Companions, revisable
 from dlm_samplers.state import SamplerState
 
 if TYPE_CHECKING:
@@ -74,7 +74,10 @@ class Loop:
             scored = scored if more is None else scored | more
         valid = state.valid if self.run.padded else None
         shift, head = sampler.spec.logit_shift, None
-        if self.from_hidden:
+        companions, beside = None if sampler.remask is None else sampler.remask.companions(state), None
+        if companions is not None:
+            output, beside = self._forward_beside(state, companions)
+        elif self.from_hidden:
             output, head = adapter.hidden(state.tokens, valid), adapter.head
         elif self.cfg_scale:
             output = adapter.guided(state.tokens, state.editable, valid, self.cfg_scale)
@@ -94,10 +97,28 @@ class Loop:
             output=output,
             shift=shift,
             head=head,
+            companions=beside,
         )
         scores = sampler.score(unscored, state, self._keys(state) | self.scoring)
         self.run.note_nan(state, scores.confidence, scored)
         return replace(unscored, scores=scores)
+
+    def _forward_beside(self, state: SamplerState, companions: Companions) -> tuple[Tensor, Evaluation]:
+        """The output of the canvas, and what the companions say."""
+        if self.cfg_scale:
+            raise InvalidArgumentError(
+                f"cfg_scale must be 0 with {type(self.sampler.remask).__name__}, which shows the model more than a canvas; "
+                f"got {self.cfg_scale}"
+            )
+        column, width = companions.column, state.width
+        tokens = torch.cat([state.tokens, torch.full_like(column, state.mask_id)], dim=1)
+        position_ids = torch.cat([state.column.expand_as(state.tokens), column], dim=1)
+        output = self.sampler.adapter.attend(tokens, companions.attention, position_ids)
+        masked = torch.zeros_like(companions.scored)
+        unscored = Evaluation(None, companions.scored, masked, output[:, width:], 0)  # type: ignore[arg-type]
+        keys = self._keys(state) | {"row_ids": state.row_ids.gather(1, column)}
+        scores = self.sampler.score(unscored, state, keys | self.scoring)
+        return output[:, :width], replace(unscored, scores=scores)
 
     def choose(self, evaluation: Evaluation, state: SamplerState) -> tuple[Evaluation, Tensor]:
         """The scores as the policy sees them, and bool [B, L]: what commits."""

@@ -23,6 +23,8 @@ class ModelSpec:
         so all rows of a batch must have the same length.
     full_attention_mask: what it gets when there is no padding: None, or the string that Dream's code expects.
     position_ids: name of the keyword for [B, L] position ids, which are passed only with padding; None: never passed.
+    any_attention: the model honours any [B, 1, L, L] bool `attention_mask`, True where a row's query may look at a column's
+        key, together with position ids, which may repeat. For methods that show it more than a canvas.
     suppressed_ids: tokens never generated; None means the mask token alone.
     hidden, lm_head: attributes of the model: what is called like the model and returns the states [B, L, D] (or an object
         with .last_hidden_state) that the head, a linear layer, is applied to. With both, logits are computed at the
@@ -36,6 +38,7 @@ class ModelSpec:
     attention_mask: MaskFormat = "2d"
     full_attention_mask: str | None = None
     position_ids: str | None = None
+    any_attention: bool = False
     suppressed_ids: tuple[int, ...] | None = None
     hidden: str | None = None
     lm_head: str | None = None
@@ -47,6 +50,8 @@ class ModelSpec:
             raise InvalidArgumentError(f"attention_mask must be 'none', '2d' or '4d_bool', got {self.attention_mask!r}")
         if (self.hidden is None) != (self.lm_head is None):
             raise InvalidArgumentError("hidden and lm_head go together: give both or neither")
+        if self.any_attention and self.position_ids is None:
+            raise InvalidArgumentError("any_attention needs position_ids, the name of the model's keyword for them")
         for name in ("mask_id", "eos_id"):
             token = getattr(self, name)
             if token is None and name == "eos_id":
