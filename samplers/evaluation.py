@@ -29,10 +29,14 @@ class Evaluation:
     """Statistics [B, L], meaningful where `scored`."""
     scored: Tensor
     """bool [B, L]."""
+    masked: Tensor
+    """bool [B, L]: positions still to be filled, as the forward saw the canvases."""
     output: Tensor
     """Logits [B, L, V], or hidden states [B, L, D] when `head` is given; row i belongs to position i + shift."""
     shift: int
     head: Head | None = None
+    companions: Evaluation | None = None
+    """Of the columns beside the canvas, [B, S], in their own order; their noise is that of the columns they accompany."""
 
     @property
     def logits(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""One step of the rows of a state: forward, score, select, commit, remask, stop."""
+"""One step of the rows of a state: forward, score, select, commit, remask, stop, lengthen."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dlm_kernels import commit_, revoke_
+from dlm_kernels import InvalidArgumentError, commit_, revoke_
 from dlm_samplers.canvas import check_vocabulary
 from dlm_samplers.evaluation import Evaluation
 from dlm_samplers.models.adapter import LogitsProcessor
 from dlm_samplers.parts import Part
-from dlm_samplers.remask.base import revisable
+from dlm_samplers.remask.base import Companions, revisable
 from dlm_samplers.state import SamplerState
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ class Loop:
     def __post_init__(self) -> None:
         sampler = self.sampler
         self.parts: tuple[Part, ...] = sampler.parts
-        self.keyed_by_step = sampler.policy.keyed_by_step or sampler.remask is not None
+        # A position that is filled twice, or a column that another position moves to, needs noise of its own.
+        self.keyed_by_step = sampler.policy.keyed_by_step or sampler.remask is not None or sampler.length is not None
         self.from_hidden = (
             sampler.adapter.head is not None
             and self.processor is None
@@ -47,7 +48,9 @@ class Loop:
 
     def step(self, state: SamplerState) -> None:
         """Advances every live row by one step, in place."""
-        policy = self.sampler.policy
+        policy, length = self.sampler.policy, self.sampler.length
+        if length is not None:
+            state.active = state.active & ~length.waiting(state)[:, None]
         candidates = policy.candidates(state)
         if not self.foresees:
             self._forward_and_commit(state, candidates)
@@ -73,8 +76,11 @@ class Loop:
             scored = scored if more is None else scored | more
         valid = state.valid if self.run.padded else None
         shift, head = sampler.spec.logit_shift, None
+        companions, beside = None if sampler.remask is None else sampler.remask.companions(state), None
         computed: Tensor | int = state.width * (2 if self.cfg_scale else 1)
-        if sampler.cache is not None:
+        if companions is not None:
+            output, beside = self._forward_beside(state, companions)
+        elif sampler.cache is not None:
             (output, computed), head = sampler.cache.forward(adapter, state), adapter.head
         elif self.from_hidden:
             output, head = adapter.hidden(state.tokens, valid), adapter.head
@@ -89,10 +95,35 @@ class Loop:
         if self.processor is not None:
             output, shift = self.processor(state.tokens, adapter.align(output)), 0
         self.run.count(state, 2 if self.cfg_scale else 1, computed)
-        unscored = Evaluation(scores=None, scored=scored, output=output, shift=shift, head=head)  # type: ignore[arg-type]
+        unscored = Evaluation(
+            scores=None,  # type: ignore[arg-type]
+            scored=scored,
+            masked=state.masked(),
+            output=output,
+            shift=shift,
+            head=head,
+            companions=beside,
+        )
         scores = sampler.score(unscored, state, self._keys(state) | self.scoring)
         self.run.note_nan(state, scores.confidence, scored)
         return replace(unscored, scores=scores)
+
+    def _forward_beside(self, state: SamplerState, companions: Companions) -> tuple[Tensor, Evaluation]:
+        """The output of the canvas, and what the companions say."""
+        if self.cfg_scale:
+            raise InvalidArgumentError(
+                f"cfg_scale must be 0 with {type(self.sampler.remask).__name__}, which shows the model more than a canvas; "
+                f"got {self.cfg_scale}"
+            )
+        column, width = companions.column, state.width
+        tokens = torch.cat([state.tokens, torch.full_like(column, state.mask_id)], dim=1)
+        position_ids = torch.cat([state.column.expand_as(state.tokens), column], dim=1)
+        output = self.sampler.adapter.attend(tokens, companions.attention, position_ids)
+        masked = torch.zeros_like(companions.scored)
+        unscored = Evaluation(None, companions.scored, masked, output[:, width:], 0)  # type: ignore[arg-type]
+        keys = self._keys(state) | {"row_ids": state.row_ids.gather(1, column)}
+        scores = self.sampler.score(unscored, state, keys | self.scoring)
+        return output[:, :width], replace(unscored, scores=scores)
 
     def choose(self, evaluation: Evaluation, state: SamplerState) -> tuple[Evaluation, Tensor]:
         """The scores as the policy sees them, and bool [B, L]: what commits."""
@@ -105,6 +136,8 @@ class Loop:
         """Applies the stopping rules to the canvases after the commit."""
         for rule in self.sampler.stopping:
             stopped = rule.stop(state, self.sampler.spec, evaluation) & state.live
+            if self.sampler.length is not None:
+                stopped &= ~self.sampler.length.waiting(state)
             if rule.fills:
                 rest = state.masked() & stopped[:, None] & evaluation.scored
                 commit_(state.tokens, evaluation.scores.token, rest, backend=self.sampler.backend)
@@ -134,6 +167,9 @@ class Loop:
                 **self._keys(state, position_step=True),
             )
         self.stop(state, evaluation)
+        if self.sampler.length is not None:
+            state.insert_masks(*self.sampler.length.insertions(state, self.sampler.spec, evaluation))
+            self.run.padded = not bool(state.valid.all())
 
     def _keys(self, state: SamplerState, position_step: bool = False) -> dict[str, Tensor]:
         step = state.step if self.keyed_by_step or position_step else torch.zeros_like(state.step)

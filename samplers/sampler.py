@@ -15,6 +15,7 @@ from dlm_samplers.caches.attention import window_attention
 from dlm_samplers.canvas import new_state, read_prompts
 from dlm_samplers.evaluation import Evaluation
 from dlm_samplers.guarantees import Guarantee
+from dlm_samplers.lengths import LengthRule
 from dlm_samplers.loop import Loop
 from dlm_samplers.models import Adapter, ModelSpec
 from dlm_samplers.models.adapter import LogitsProcessor
@@ -41,10 +42,11 @@ class Sampler:
     """Generates text with a masked diffusion language model. Use a subclass, which knows a family's conventions.
 
     model: any callable `model(input_ids [B, L], attention_mask=...) -> logits [B, L, V] or an object with .logits`.
-    policy: which positions commit in a step; default: the family's published sampler.
+    policy: which positions commit in a step; default: the one that `remask` brings, or the family's published sampler.
     cache: which positions a forward computes, the others' keys and values being kept.
     remask: which committed tokens are taken back or replaced.
     stopping: rules that finish a row early.
+    length: rule by which rows start short and grow up to max_new_tokens; default: all of it at once.
     spec: how to call the model; default: from mask_id, eos_id and `model.config`.
     backend: kernel backend, see `dlm_kernels.use_backend`; None chooses by device.
     """
@@ -62,6 +64,7 @@ class Sampler:
         cache: Cache | None = None,
         remask: Remask | None = None,
         stopping: Iterable[StoppingRule] = (),
+        length: LengthRule | None = None,
         spec: ModelSpec | None = None,
         mask_id: int | None = None,
         eos_id: int | None = None,
@@ -73,24 +76,30 @@ class Sampler:
             raise InvalidArgumentError("mask_id and eos_id belong inside spec when spec is given")
         self.spec = spec
         self.adapter = Adapter(model, spec)
-        self.policy = self.default_policy() if policy is None else policy
-        if not isinstance(self.policy, Policy):
-            raise InvalidArgumentError(f"policy must be a Policy instance, got {policy!r}")
         if cache is not None and not isinstance(cache, Cache):
             raise InvalidArgumentError(f"cache must be a Cache instance, got {cache!r}")
         self.cache = cache
         if remask is not None and not isinstance(remask, Remask):
             raise InvalidArgumentError(f"remask must be a Remask instance, got {remask!r}")
+        if policy is None:
+            policy = (remask.policy if remask is not None else None) or self.default_policy()
+        if not isinstance(policy, Policy):
+            raise InvalidArgumentError(f"policy must be a Policy instance, got {policy!r}")
+        self.policy = policy
         self.remask = remask
         self.stopping = tuple(stopping)
+        if length is not None and not isinstance(length, LengthRule):
+            raise InvalidArgumentError(f"length must be a LengthRule instance, got {length!r}")
+        self.length = length
         self.backend = backend
         for part in self.parts:
             part.check(self)
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """Policy, cache, remasking and stopping rules."""
-        return tuple(part for part in (self.policy, self.cache, self.remask, *self.stopping) if part is not None)
+        """Policy, cache, remasking, length and stopping rules."""
+        found = (self.policy, self.cache, self.remask, self.length, *self.stopping)
+        return tuple(part for part in found if part is not None)
 
     def default_policy(self) -> Policy:
         """The family's published sampler."""
@@ -143,7 +152,7 @@ class Sampler:
         attention_mask: [B, P], 1 on real tokens, 0 on padding.
         editable: bool [B, P] (or a list of 1-D sequences): prompt positions to fill. Default: those that hold the mask
             token. With max_new_tokens=0 this is infilling.
-        max_new_tokens: length of the generated region, one number or one per row.
+        max_new_tokens: length of the generated region, one number or one per row; with a length rule the greatest.
         block_length: semi-autoregressive blocks of this many tokens; None: the whole canvas at once.
         steps: model evaluations for the whole generated region, spread evenly over its blocks; only for policies on a
             fixed schedule. Default: one token a step.
@@ -213,7 +222,7 @@ class Sampler:
             part.start(state)
         run = Run(state, batch_size, return_history)
         loop = Loop(self, run, scoring, cfg_scale, logits_processor)
-        writer = StreamWriter(streamer, state) if streamer is not None else None
+        writer = StreamWriter(streamer, state, self.remask is not None) if streamer is not None else None
         check_every = STEPS_BETWEEN_CHECKS.get(device.type, DEFAULT_STEPS_BETWEEN_CHECKS)
         total = int(state.editable.sum()) if progress else 0
         step = 0
@@ -229,13 +238,13 @@ class Sampler:
                             writer.step(state)
                         run.record()
                         if show is not None:
-                            show(total - run.open_positions())
+                            show(max(total - run.open_positions(), 0))  # a length rule adds to both
                         state.enter_blocks()
                         step += 1
         except KeyboardInterrupt:
             raise GenerationInterrupted(run.output(self.spec, prompts, finished=False)) from None
         if writer is not None:
-            writer.end()
+            writer.end(run.tokens, int(run.length[0]))
         return run.output(self.spec, prompts, finished=True)
 
     def score(self, evaluation: Evaluation, state: SamplerState, scoring: dict[str, Any]) -> TokenScores:

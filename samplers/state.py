@@ -59,6 +59,8 @@ class SamplerState:
     """bool [B, L]: positions that may be committed in this step."""
     live: Tensor
     """bool [B]: rows with work left."""
+    spends_all_steps: bool = False
+    """True when a block without masks still takes the steps its schedule gives it, for they may make new ones."""
     memory: dict[str, Tensor] = field(default_factory=dict)
     """What plug-ins remember of a row, each [B, ...]."""
     position_memory: dict[str, Tensor] = field(default_factory=dict)
@@ -98,12 +100,14 @@ class SamplerState:
     def enter_blocks(self) -> None:
         """Moves every row that is done with its block to the next block with work in it; rows without one stop living.
 
-        A block is done when nothing in it is masked, or when a fixed schedule has spent its steps on it (a sampler that
-        may commit the mask token itself would otherwise never leave).
+        A block is done when nothing in it is masked and nothing will be, or when a fixed schedule has spent its steps on it
+        (a sampler that may commit the mask token itself would otherwise never leave).
         """
         masked = self.masked()
         column = self.column
         done = ~(masked & (column < self.block_end[:, None])).any(-1)
+        if self.spends_all_steps:
+            done &= self.block_masks == 0  # of a block that never was entered
         if self.steps_per_block is not None:
             done |= self.block_step >= self.steps_per_block
         ahead = masked & (column >= self.block_end[:, None])
@@ -175,6 +179,41 @@ class SamplerState:
             if name not in self.position_memory
         }
         self.position_memory = {**self.position_memory, **missing}
+
+    def shorten(self, length: Tensor) -> None:
+        """Gives row b the first `length[b]` of its columns; nothing in the others may be filled yet."""
+        kept = self.column < length[:, None]
+        self.length, self.valid, self.editable = length, self.valid & kept, self.editable & kept
+
+    def insert_masks(self, column: Tensor, count: Tensor) -> None:
+        """Puts `count` [B] more masks right of the mask at `column` [B]; what is right of it moves, with all that is
+        remembered of it. A new mask inherits the memory of the one beside it. Reads the new width from the device.
+
+        `row_ids` stay with the columns, so the noise of a token must be keyed by step.
+        """
+        length = self.length + count
+        wide = self.resized(max(self.width, int(length.max()))) if len(length) else self
+        at, by = column[:, None], count[:, None]
+        source = torch.where(wide.column <= at, wide.column, torch.maximum(wide.column - by, at))
+
+        def moved(value: Tensor) -> Tensor:
+            index = source.reshape(source.shape + (1,) * (value.ndim - 2))
+            return value.gather(1, index.expand(value.shape))
+
+        for name in PER_POSITION:
+            if name != "row_ids":
+                setattr(wide, name, moved(getattr(wide, name)))
+        wide.position_memory = {name: moved(value) for name, value in wide.position_memory.items()}
+        # A block that was cut short by the end of the canvas may now reach further.
+        whole = length
+        if wide.block_length is not None:
+            origin = torch.zeros_like(length) if wide.aligned_blocks else wide.prompt_length
+            into = (wide.block_end - origin - 1).clamp(min=0)
+            blocks = torch.div(into, wide.block_length, rounding_mode="floor") + 1
+            whole = torch.minimum(origin + blocks * wide.block_length, length)
+        wide.block_end = torch.where(wide.block_end == self.length, whole, wide.block_end)
+        wide.length = length
+        self._become(wide)
 
     def _map(self, function: Any, *others: SamplerState) -> SamplerState:
         """A state whose tensors are `function` of this one's and the others'."""

@@ -12,6 +12,7 @@ from dlm_kernels import InvalidArgumentError
 from dlm_samplers.caches.attention import Window, window_attention
 from dlm_samplers.models.adapter import Adapter
 from dlm_samplers.parts import Part
+from dlm_samplers.remask.base import Remask
 from dlm_samplers.state import SamplerState
 
 if TYPE_CHECKING:
@@ -35,6 +36,15 @@ class Cache(Part, ABC):
         if sampler.adapter.head is None:
             raise InvalidArgumentError(
                 f"{name} scores hidden states: give spec=ModelSpec(..., hidden='model', lm_head='lm_head')"
+            )
+        if sampler.length is not None:
+            raise InvalidArgumentError(
+                f"{name} keeps keys by column, and {type(sampler.length).__name__} moves columns; leave one of them out"
+            )
+        if sampler.remask is not None and type(sampler.remask).companions is not Remask.companions:
+            raise InvalidArgumentError(
+                f"{name} computes columns of the canvas alone, and {type(sampler.remask).__name__} others beside it; leave one "
+                "of them out"
             )
         if any(rule.fills for rule in sampler.stopping) and not self.computes_suffix:
             raise InvalidArgumentError(

@@ -54,6 +54,12 @@ class Adapter:
         assert self._trunk is not None
         return self._call(self._trunk, "last_hidden_state", "D", tokens, valid)
 
+    def attend(self, tokens: Tensor, attention: Tensor, position_ids: Tensor) -> Tensor:
+        """Logits [B, L, V] under an attention mask bool [B, L, L] and position ids [B, L]. With `spec.any_attention`."""
+        assert self.spec.position_ids is not None
+        kwargs = {"attention_mask": attention[:, None], self.spec.position_ids: position_ids}
+        return self._checked(self.model(tokens, **kwargs), "logits", "V", tokens)
+
     def _call(self, function: Callable[..., Any], name: str, last: str, tokens: Tensor, valid: Tensor | None) -> Tensor:
         kwargs: dict[str, Any] = {}
         spec = self.spec
@@ -68,7 +74,9 @@ class Adapter:
                 kwargs[spec.position_ids] = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         elif spec.full_attention_mask is not None:
             kwargs["attention_mask"] = spec.full_attention_mask
-        output = function(tokens, **kwargs)
+        return self._checked(function(tokens, **kwargs), name, last, tokens)
+
+    def _checked(self, output: Any, name: str, last: str, tokens: Tensor) -> Tensor:
         result = output if isinstance(output, Tensor) else getattr(output, name, None)
         if not isinstance(result, Tensor):
             raise InvalidArgumentError(

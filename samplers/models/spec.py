@@ -25,6 +25,8 @@ class ModelSpec:
     position_ids: name of the keyword for [B, L] position ids, which are passed only with padding; None: never passed.
     block_length: of block-causal attention, in columns from the left edge, which are then the sampler's blocks; None: every
         position sees every other.
+    any_attention: the model honours any [B, 1, L, L] bool `attention_mask`, True where a row's query may look at a column's
+        key, together with position ids, which may repeat. For methods that show it more than a canvas.
     suppressed_ids: tokens never generated; None means the mask token alone.
     hidden, lm_head: attributes of the model: what is called like the model and returns the states [B, L, D] (or an object
         with .last_hidden_state) that the head, a linear layer, is applied to. With both, logits are computed at the
@@ -40,6 +42,7 @@ class ModelSpec:
     full_attention_mask: str | None = None
     position_ids: str | None = None
     block_length: int | None = None
+    any_attention: bool = False
     suppressed_ids: tuple[int, ...] | None = None
     hidden: str | None = None
     lm_head: str | None = None
@@ -58,6 +61,8 @@ class ModelSpec:
             raise InvalidArgumentError("attention_mask='4d_block' needs block_length")
         if (self.hidden is None) != (self.lm_head is None):
             raise InvalidArgumentError("hidden and lm_head go together: give both or neither")
+        if self.any_attention and self.position_ids is None:
+            raise InvalidArgumentError("any_attention needs position_ids, the name of the model's keyword for them")
         for name in ("mask_id", "eos_id"):
             token = getattr(self, name)
             if token is None and name == "eos_id":

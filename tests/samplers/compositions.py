@@ -18,6 +18,7 @@ count = st.integers(1, 4)
 
 POLICIES = {
     s.AncestralUnmask: st.builds(s.AncestralUnmask),
+    s.CappedThreshold: st.builds(s.CappedThreshold, tau=unit),
     s.EntropyBound: st.builds(s.EntropyBound, gamma=st.floats(0.0, 3.0)),
     s.EventDriven: st.builds(
         s.EventDriven, grid=st.none() | st.integers(1, 40), alpha=st.sampled_from(["linear", "cosine"])
@@ -32,8 +33,27 @@ POLICIES = {
     ),
     s.Threshold: st.builds(s.Threshold, tau=unit, strict=st.booleans()),
 }
-REMASK: dict[type, st.SearchStrategy] = {}
-STOPPING = {s.EndOfText: st.builds(s.EndOfText)}
+REMASK = {
+    s.ReMDM: st.builds(s.ReMDM, kind=st.sampled_from(["cap", "rescale", "conf", "loop"]), eta=st.none() | unit),
+    s.ShadowVerify: st.builds(s.ShadowVerify),
+}
+STOPPING = {
+    s.EndOfText: st.builds(s.EndOfText),
+    s.Prophet: st.builds(s.Prophet, answer_start=st.integers(0, 6), early=st.floats(0.0, 8.0)),
+    s.SchED: st.builds(s.SchED, curve=st.sampled_from(["linear", "cosine", "exponential"]), settled=st.booleans()),
+    s.StableAndConfident: st.builds(s.StableAndConfident, confidence_threshold=st.floats(0.001, 2.0)),
+}
+LENGTHS = {
+    s.DAEDAL: st.builds(
+        s.DAEDAL, l_init=st.integers(1, 8), e_factor=st.integers(2, 5), tau_eos=unit, w_eos=st.integers(2, 6)
+    ),
+}
+CACHES = {
+    s.BlockCache: st.builds(s.BlockCache),
+    s.DualCache: st.builds(s.DualCache),
+    s.PrefixCache: st.builds(s.PrefixCache),
+}
+"""They need a transformer: `caches/test_caches.py` has their properties."""
 
 
 class MaskLover(TableModel):
@@ -85,12 +105,13 @@ def compositions(draw: st.DrawFn) -> Composition | str:
     """A composition, or why its parts refuse each other."""
     model_class = draw(st.sampled_from([TableModel, SpikeModel, MaskLover, Ended, Flat]))
     model = model_class(draw(st.integers(0, 999)), vocab=MASK + 1, eos=EOS)
-    policy = draw(st.one_of(list(POLICIES.values())))
-    remask = draw(st.one_of(st.none(), *REMASK.values()))
+    remask = draw(st.one_of(st.none(), st.none(), *REMASK.values()))
+    policy = remask.policy if remask is not None and draw(st.booleans()) else draw(st.one_of(list(POLICIES.values())))
+    length = draw(st.one_of(st.none(), st.none(), st.none(), *LENGTHS.values()))
     stopping = draw(st.lists(st.one_of(list(STOPPING.values())), max_size=2))
     kind = draw(st.sampled_from([s.LLaDASampler, s.DreamSampler]))
     try:
-        sampler = kind(model, policy=policy, remask=remask, stopping=stopping)
+        sampler = kind(model, policy=policy, remask=remask, stopping=stopping, length=length)
     except InvalidArgumentError as error:
         return str(error)
     rows = draw(st.integers(1, 5))
