@@ -3,7 +3,22 @@
 from dlm_samplers.guarantees import Guarantee
 from dlm_samplers.models import ModelSpec
 from dlm_samplers.output import GenerationInterrupted, SamplerOutput
-from dlm_samplers.policies import AncestralUnmask, EntropyBound, Factor, FixedQuota, Policy, Threshold
+from dlm_samplers.policies import (
+    AncestralUnmask,
+    Credit,
+    Dilated,
+    EntropyBound,
+    Factor,
+    FixedQuota,
+    Hierarchical,
+    KLStable,
+    LocalLeap,
+    Margin,
+    Policy,
+    SlowFast,
+    Spaced,
+    Threshold,
+)
 from dlm_samplers.sampler import DreamSampler, LLaDASampler, Sampler
 from dlm_samplers.schedules import Linear, Schedule, TimeGrid
 from dlm_samplers.state import SamplerState
@@ -11,6 +26,8 @@ from dlm_samplers.stopping import EndOfText, StoppingRule
 
 __all__ = [
     "AncestralUnmask",
+    "Credit",
+    "Dilated",
     "DreamSampler",
     "EndOfText",
     "EntropyBound",
@@ -18,14 +35,20 @@ __all__ = [
     "FixedQuota",
     "GenerationInterrupted",
     "Guarantee",
+    "Hierarchical",
+    "KLStable",
     "LLaDASampler",
     "Linear",
+    "LocalLeap",
+    "Margin",
     "ModelSpec",
     "Policy",
     "Sampler",
     "SamplerOutput",
     "SamplerState",
     "Schedule",
+    "SlowFast",
+    "Spaced",
     "StoppingRule",
     "Threshold",
     "TimeGrid",

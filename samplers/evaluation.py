@@ -33,6 +33,10 @@ class Evaluation:
     """Logits [B, L, V], or hidden states [B, L, D] when `head` is given; row i belongs to position i + shift."""
     shift: int
     head: Head | None = None
+    temperature: float = 0.0
+    """That `scores.token` was drawn at; 0: it is the likeliest token."""
+    greedy: TokenScores | None = None
+    """Scores at temperature 0 without filters, whatever the tokens are drawn from. For parts with `needs_greedy`."""
 
     @property
     def logits(self) -> Tensor:

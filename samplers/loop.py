@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from dlm_samplers.sampler import Sampler
 
 
+UNFILTERED = {"top_k": 0, "top_p": 1.0}
+GREEDY = {"temperature": 0.0, "confidence": "model", **UNFILTERED}
+
+
 @dataclass
 class Loop:
     """What stays the same over the steps of one `generate` call."""
@@ -84,10 +88,23 @@ class Loop:
         if self.processor is not None:
             output, shift = self.processor(state.tokens, adapter.align(output)), 0
         self.run.count(state, 2 if self.cfg_scale else 1)
-        unscored = Evaluation(scores=None, scored=scored, output=output, shift=shift, head=head)  # type: ignore[arg-type]
+        unscored = Evaluation(
+            scores=None,  # type: ignore[arg-type]
+            scored=scored,
+            output=output,
+            shift=shift,
+            head=head,
+            temperature=self.scoring["temperature"],
+        )
         scores = sampler.score(unscored, state, self._keys(state) | self.scoring)
         self.run.note_nan(state, scores.confidence, scored)
-        return replace(unscored, scores=scores)
+        greedy = None
+        if any(part.needs_greedy for part in self.parts):
+            same = self.scoring["temperature"] == 0 and (
+                self.scoring["confidence"] == "model" or self.scoring.items() >= UNFILTERED.items()
+            )
+            greedy = scores if same else sampler.score(unscored, state, self._keys(state) | self.scoring | GREEDY)
+        return replace(unscored, scores=scores, greedy=greedy)
 
     def choose(self, evaluation: Evaluation, state: SamplerState) -> tuple[Evaluation, Tensor]:
         """The scores as the policy sees them, and bool [B, L]: what commits."""
