@@ -33,10 +33,10 @@ class Evaluation:
     """Logits [B, L, V], or hidden states [B, L, D] when `head` is given; row i belongs to position i + shift."""
     shift: int
     head: Head | None = None
-    temperature: float = 0.0
-    """That `scores.token` was drawn at; 0: it is the likeliest token."""
+    drawn: bool = False
+    """True above temperature 0, where `scores.token` need not be the likeliest."""
     greedy: TokenScores | None = None
-    """Scores at temperature 0 without filters, whatever the tokens are drawn from. For parts with `needs_greedy`."""
+    """Scores at temperature 0 and without filters, whatever the tokens are drawn from. For parts with `needs_greedy`."""
 
     @property
     def logits(self) -> Tensor:

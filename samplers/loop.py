@@ -94,15 +94,14 @@ class Loop:
             output=output,
             shift=shift,
             head=head,
-            temperature=self.scoring["temperature"],
+            drawn=self.scoring["temperature"] > 0,
         )
         scores = sampler.score(unscored, state, self._keys(state) | self.scoring)
         self.run.note_nan(state, scores.confidence, scored)
         greedy = None
         if any(part.needs_greedy for part in self.parts):
-            same = self.scoring["temperature"] == 0 and (
-                self.scoring["confidence"] == "model" or self.scoring.items() >= UNFILTERED.items()
-            )
+            filtered = self.scoring["confidence"] == "sampling" and not self.scoring.items() >= UNFILTERED.items()
+            same = not unscored.drawn and not filtered
             greedy = scores if same else sampler.score(unscored, state, self._keys(state) | self.scoring | GREEDY)
         return replace(unscored, scores=scores, greedy=greedy)
 

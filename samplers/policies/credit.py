@@ -73,7 +73,7 @@ class Credit(Policy):
         bonus = self.alpha * credit.double().log1p()
         grown = (logits - logsumexp[..., None]).exp() * bonus.expm1()
         normaliser = logsumexp + grown.sum(-1).log1p()
-        if evaluation.temperature == 0:
+        if not evaluation.drawn:
             raised = (logits + bonus).masked_fill(credit == 0, -torch.inf)
             logit = raised.amax(-1)
             token = ids.masked_fill(raised < logit[..., None], torch.iinfo(torch.int64).max).amin(-1)

@@ -24,7 +24,7 @@ class Spaced(Policy):
     """Of what a policy selects, commit the best and in turn every next best that keeps its distance to those before it; the
     others wait for the next step (the post-filter of the Dilated Unmasking Scheduler, arXiv:2506.19037, sec. 4.4).
 
-    policy: its own preference decides what is best (`Policy.preference`: confidence, margin, entropy).
+    inner: its own preference decides what is best (`Policy.preference`: confidence, margin, entropy).
     distance: g, in tokens, between two tokens of a step while the block is all masks.
     relax: shrink the distance with the share of the block that is still masked, to max(2, floor(M g / B)), as the authors' code
         does; False keeps it.
@@ -35,7 +35,7 @@ class Spaced(Policy):
     each other, as copies do.
     """
 
-    policy: Policy = field(default_factory=Threshold)
+    inner: Policy = field(default_factory=Threshold)
     distance: int = 8
     relax: bool = True
 
@@ -43,50 +43,50 @@ class Spaced(Policy):
     promise = "as bounded as the policy it thins out; distance alone bounds no joint error"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.policy, Policy):
-            raise InvalidArgumentError(f"policy must be a Policy instance, got {self.policy!r}")
-        if self.policy.scheduled:
+        if not isinstance(self.inner, Policy):
+            raise InvalidArgumentError(f"inner must be a Policy instance, got {self.inner!r}")
+        if self.inner.scheduled:
             raise InvalidArgumentError(
-                f"Spaced lets positions wait, and {self.policy} would run out of its steps; nearest: a policy without a "
+                f"Spaced lets positions wait, and {self.inner} would run out of its steps; nearest: a policy without a "
                 "schedule, such as FixedQuota(tokens_per_step=...)"
             )
         if self.distance < 2:
             raise InvalidArgumentError(f"distance must be at least 2 tokens, got {self.distance}")
-        if self.policy.guarantee is Guarantee.BOUNDED:
+        if self.inner.guarantee is Guarantee.BOUNDED:
             object.__setattr__(self, "guarantee", Guarantee.BOUNDED)
 
     @property
     def needs_logits(self) -> bool:  # type: ignore[override]
-        return self.policy.needs_logits
+        return self.inner.needs_logits
 
     @property
     def needs_greedy(self) -> bool:  # type: ignore[override]
-        return self.policy.needs_greedy
+        return self.inner.needs_greedy
 
     @property
     def keyed_by_step(self) -> bool:  # type: ignore[override]
-        return self.policy.keyed_by_step
+        return self.inner.keyed_by_step
 
     def check(self, sampler: Sampler) -> None:
-        self.policy.check(sampler)
+        self.inner.check(sampler)
 
     def start(self, state: SamplerState) -> None:
-        self.policy.start(state)
+        self.inner.start(state)
 
     def scored(self, state: SamplerState) -> Tensor | None:
-        return self.policy.scored(state)
+        return self.inner.scored(state)
 
     def candidates(self, state: SamplerState) -> Tensor:
-        return self.policy.candidates(state)
+        return self.inner.candidates(state)
 
     def observe(self, evaluation: Evaluation, state: SamplerState) -> TokenScores:
-        return self.policy.observe(evaluation, state)
+        return self.inner.observe(evaluation, state)
 
     def preference(self, scores: TokenScores, state: SamplerState) -> Tensor:
-        return self.policy.preference(scores, state)
+        return self.inner.preference(scores, state)
 
     def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
-        waiting = self.policy.select(scores, state)
+        waiting = self.inner.select(scores, state)
         preference, distance = self.preference(scores, state), self._distance(state.remaining, state.block_masks)
         span = state.width if state.block_length is None else min(state.block_length, state.width)
         chosen = torch.zeros_like(waiting)

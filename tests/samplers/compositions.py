@@ -38,7 +38,7 @@ POLICIES = {
 }
 POLICIES[s.Spaced] = st.builds(
     s.Spaced,
-    policy=st.one_of(list(POLICIES.values())).filter(lambda policy: not policy.scheduled),
+    inner=st.one_of(list(POLICIES.values())).filter(lambda policy: not policy.scheduled),
     distance=st.integers(2, 9),
     relax=st.booleans(),
 )
