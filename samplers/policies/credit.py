@@ -92,7 +92,7 @@ class Credit(Policy):
         """Ids and credit [B, L, k] of the active positions after this step; none of the others."""
         ids, credit = state.position_memory[IDS], state.position_memory[CREDIT] * self.beta
         token = greedy.token[..., None]
-        known = (ids == token) & (credit > 0)
+        known = ids == token
         place = torch.where(known.any(-1), known.int().argmax(-1), credit.argmin(-1))
         here = place[..., None] == torch.arange(self.k, device=place.device)
         earned = greedy.confidence.double().pow(self.gamma).float()[..., None]

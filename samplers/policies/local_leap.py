@@ -47,4 +47,4 @@ class LocalLeap(Policy):
         reach = max_pool1d(anchors[:, None].float(), 2 * self.radius + 1, stride=1, padding=self.radius)[:, 0] > 0
         low = state.per_request(self.tau_low)
         near = select_positions(confidence, state.active & reach, threshold=low, at_least=0)
-        return anchors | near | select_positions(confidence, state.active)
+        return near | select_positions(confidence, state.active)

@@ -51,6 +51,18 @@ def test_of_equals_in_a_run_the_leftmost_commits():
     assert masks == [[0, 1, 1, 1, 1], [0, 0, 1, 1, 1]]
 
 
+@pytest.mark.parametrize(("low", "forwards"), [(0.5, 2), (0.49, 1)])
+def test_a_run_commits_above_tau_low_not_at_it(low, forwards):
+    model = SpikeModel(0, vocab=VOCAB)
+    model.table[:] = -200.0
+    model.table[:, :2] = 0.0  # every confidence is one half
+    editable = torch.tensor([[False, True, False, True]])
+    out = LLaDASampler(model, policy=Hierarchical(0.9, low)).generate(
+        torch.zeros(1, 4, dtype=torch.long), editable=editable, max_new_tokens=0
+    )
+    assert out.nfe.tolist() == [forwards]
+
+
 def test_thresholds_may_differ_from_request_to_request():
     model = SpikeModel(1, vocab=VOCAB)
     prompts = torch.zeros(3, 2, dtype=torch.long)
