@@ -73,7 +73,8 @@ class KLStable(Policy):
 
     def observe(self, evaluation: Evaluation, state: SamplerState) -> TokenScores:
         streak = state.position_memory[STREAK]
-        settled = (self._divergence(evaluation, state) < column(state.per_request(self.epsilon))) & (streak > 0)
+        settled = self._divergence(evaluation, state) < column(state.per_request(self.epsilon))
+        # 1 either way where it was 0, as nothing was there to compare with.
         state.position_memory[STREAK] = torch.where(settled, streak + 1, 1) * state.active
         return evaluation.scores
 
@@ -97,7 +98,7 @@ class KLStable(Policy):
             state.position_memory |= {IDS: now.ids, LOG_PROBS: now.log_probs}
             kl = now.kl
         else:
-            first = (state.block_end - width - shift).clamp(min=0)
+            first = state.block_end - width - shift  # rows before the first are left out on both ways
             rows = first[:, None] + torch.arange(width, device=first.device)
             ids_before, before = gather_rows(ids, rows), gather_rows(log_probs, rows)
             now = topk_kl(gather_rows(logits, rows), self.k, before=TopK(before[..., 0], ids_before, before))

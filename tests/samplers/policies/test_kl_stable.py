@@ -40,17 +40,19 @@ class Klass:
 
 
 @every_setting
-@pytest.mark.parametrize(("history", "u", "k"), [(2, 1, 8), (1, 2, 1), (3, 1, VOCAB)])
-def test_the_path_is_klass(history, u, k, block_length, temperature, dream):
+@pytest.mark.parametrize(
+    ("epsilon", "history", "u", "k"), [(0.05, 2, 1, 8), (0.05, 1, 2, 1), (9.0, 1, 1, 2), (0.05, 3, 1, VOCAB)]
+)
+def test_the_path_is_klass(epsilon, history, u, k, block_length, temperature, dream):
     rules = []
 
     def rule():
-        rules.append(Klass(0.3, 0.05, history, u, k))
+        rules.append(Klass(0.3, epsilon, history, u, k))
         return rules[-1]
 
     for seed in range(3):
         assert_same_path(
-            KLStable(0.3, 0.05, history=history, u=u, k=k),
+            KLStable(0.3, epsilon, history=history, u=u, k=k),
             rule,
             model=Drifting(seed),
             block_length=block_length,
