@@ -5,7 +5,23 @@ from dlm_samplers.guarantees import Guarantee
 from dlm_samplers.lengths import DAEDAL, LengthRule
 from dlm_samplers.models import ModelMismatchError, ModelSpec, Probe, probe
 from dlm_samplers.output import GenerationInterrupted, SamplerOutput
-from dlm_samplers.policies import AncestralUnmask, EntropyBound, EventDriven, Factor, FixedQuota, Policy, Threshold
+from dlm_samplers.policies import (
+    AncestralUnmask,
+    Credit,
+    Dilated,
+    EntropyBound,
+    EventDriven,
+    Factor,
+    FixedQuota,
+    Hierarchical,
+    KLStable,
+    LocalLeap,
+    Margin,
+    Policy,
+    SlowFast,
+    Spaced,
+    Threshold,
+)
 from dlm_samplers.remask import CappedThreshold, Remask, ReMDM, Revocation, ShadowVerify
 from dlm_samplers.sampler import DreamSampler, LLaDASampler, Sampler
 from dlm_samplers.schedules import Linear, Schedule, TimeGrid
@@ -18,6 +34,8 @@ __all__ = [
     "BlockCache",
     "Cache",
     "CappedThreshold",
+    "Credit",
+    "Dilated",
     "DreamSampler",
     "DualCache",
     "EndOfText",
@@ -27,9 +45,13 @@ __all__ = [
     "FixedQuota",
     "GenerationInterrupted",
     "Guarantee",
+    "Hierarchical",
+    "KLStable",
     "LLaDASampler",
     "LengthRule",
     "Linear",
+    "LocalLeap",
+    "Margin",
     "ModelMismatchError",
     "ModelSpec",
     "Policy",
@@ -45,6 +67,8 @@ __all__ = [
     "SchED",
     "Schedule",
     "ShadowVerify",
+    "SlowFast",
+    "Spaced",
     "StableAndConfident",
     "StoppingRule",
     "Threshold",

@@ -37,6 +37,10 @@ class Evaluation:
     head: Head | None = None
     companions: Evaluation | None = None
     """Of the columns beside the canvas, [B, S], in their own order; their noise is that of the columns they accompany."""
+    drawn: bool = False
+    """True above temperature 0, where `scores.token` need not be the likeliest."""
+    greedy: TokenScores | None = None
+    """Scores at temperature 0 and without filters, whatever the tokens are drawn from. For parts with `needs_greedy`."""
 
     @property
     def logits(self) -> Tensor:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from dlm_samplers.sampler import Sampler
 
 
+UNFILTERED = {"top_k": 0, "top_p": 1.0}
+GREEDY = {"temperature": 0.0, "confidence": "model", **UNFILTERED}
+
+
 @dataclass
 class Loop:
     """What stays the same over the steps of one `generate` call."""
@@ -103,10 +107,16 @@ class Loop:
             shift=shift,
             head=head,
             companions=beside,
+            drawn=self.scoring["temperature"] > 0,
         )
         scores = sampler.score(unscored, state, self._keys(state) | self.scoring)
         self.run.note_nan(state, scores.confidence, scored)
-        return replace(unscored, scores=scores)
+        greedy = None
+        if any(part.needs_greedy for part in self.parts):
+            filtered = self.scoring["confidence"] == "sampling" and not self.scoring.items() >= UNFILTERED.items()
+            same = not unscored.drawn and not filtered
+            greedy = scores if same else sampler.score(unscored, state, self._keys(state) | self.scoring | GREEDY)
+        return replace(unscored, scores=scores, greedy=greedy)
 
     def _forward_beside(self, state: SamplerState, companions: Companions) -> tuple[Tensor, Evaluation]:
         """The output of the canvas, and what the companions say."""

@@ -71,9 +71,9 @@ class FixedQuota(Policy):
 
     def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
         quota = self.schedule.quota(state) if self.tokens_per_step is None else self.tokens_per_step
-        return select_positions(self._score(scores, state), state.active, quota=quota, at_least=0)
+        return select_positions(self.preference(scores, state), state.active, quota=quota, at_least=0)
 
-    def _score(self, scores: TokenScores, state: SamplerState) -> Tensor:
+    def preference(self, scores: TokenScores, state: SamplerState) -> Tensor:
         if self.order == "random":
             # Keyed without the step: the order is one random permutation, drawn before any token is known.
             return keyed_uniform(state.seed[:, None], state.row_ids, 0)

@@ -19,6 +19,8 @@ count = st.integers(1, 4)
 POLICIES = {
     s.AncestralUnmask: st.builds(s.AncestralUnmask),
     s.CappedThreshold: st.builds(s.CappedThreshold, tau=unit),
+    s.Credit: st.builds(s.Credit, tau=unit, alpha=st.floats(0.0, 3.0), k=count),
+    s.Dilated: st.builds(s.Dilated, base=st.integers(2, 4)),
     s.EntropyBound: st.builds(s.EntropyBound, gamma=st.floats(0.0, 3.0)),
     s.EventDriven: st.builds(
         s.EventDriven, grid=st.none() | st.integers(1, 40), alpha=st.sampled_from(["linear", "cosine"])
@@ -31,8 +33,19 @@ POLICIES = {
         tokens_per_step=st.none() | count,
         order_temperature=st.sampled_from([0.0, 0.0, 0.5]),
     ),
+    s.Hierarchical: st.builds(s.Hierarchical, tau=unit, tau_low=unit),
+    s.KLStable: st.builds(s.KLStable, tau_c=unit, epsilon=st.floats(0.01, 3.0), history=count, u=count, k=count),
+    s.LocalLeap: st.builds(s.LocalLeap, tau=unit, tau_low=unit, radius=st.integers(0, 9)),
+    s.Margin: st.builds(s.Margin, tau=unit),
+    s.SlowFast: st.builds(s.SlowFast, tau_min=unit, tau_high=unit, most_slow=st.integers(4, 8), window=count, u=count),
     s.Threshold: st.builds(s.Threshold, tau=unit, strict=st.booleans()),
 }
+POLICIES[s.Spaced] = st.builds(
+    s.Spaced,
+    inner=st.one_of(list(POLICIES.values())).filter(lambda policy: not policy.scheduled),
+    distance=st.integers(2, 9),
+    relax=st.booleans(),
+)
 REMASK = {
     s.ReMDM: st.builds(s.ReMDM, kind=st.sampled_from(["cap", "rescale", "conf", "loop"]), eta=st.none() | unit),
     s.ShadowVerify: st.builds(s.ShadowVerify),

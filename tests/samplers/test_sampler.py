@@ -8,6 +8,8 @@ from fakes import SpikeModel, TableModel
 
 from dlm_samplers import (
     AncestralUnmask,
+    Credit,
+    Dilated,
     DreamSampler,
     EndOfText,
     EntropyBound,
@@ -16,8 +18,14 @@ from dlm_samplers import (
     FixedQuota,
     GenerationInterrupted,
     Guarantee,
+    Hierarchical,
+    KLStable,
     LLaDASampler,
+    LocalLeap,
+    Margin,
     ModelSpec,
+    SlowFast,
+    Spaced,
     Threshold,
 )
 
@@ -28,11 +36,19 @@ POLICIES = [
     FixedQuota("random", tokens_per_step=2),
     FixedQuota("confidence", tokens_per_step=2, order_temperature=0.5),
     AncestralUnmask(),
-    Threshold(0.6),
-    Factor(1.0),
+    Credit(0.6),
+    Dilated(),
     EntropyBound(0.5),
     EventDriven(6),
     EventDriven(),
+    Factor(1.0),
+    Hierarchical(0.7, 0.3),
+    KLStable(0.4, 2.0, history=1),
+    LocalLeap(0.6, 0.3, radius=2),
+    Margin(0.5),
+    SlowFast(most_slow=3, tau_high=0.5),
+    Spaced(Threshold(0.3), distance=3),
+    Threshold(0.6),
 ]
 SAMPLERS = [LLaDASampler, DreamSampler]
 
