@@ -8,6 +8,7 @@ from fakes import SpikeModel, TableModel
 
 from dlm_samplers import (
     AncestralUnmask,
+    CappedThreshold,
     DreamSampler,
     EndOfText,
     EntropyBound,
@@ -28,6 +29,7 @@ POLICIES = [
     FixedQuota("random", tokens_per_step=2),
     FixedQuota("confidence", tokens_per_step=2, order_temperature=0.5),
     AncestralUnmask(),
+    CappedThreshold(0.5),
     Threshold(0.6),
     Factor(1.0),
     EntropyBound(0.5),
