@@ -8,6 +8,7 @@ from fakes import SpikeModel, TableModel
 
 from dlm_samplers import (
     AncestralUnmask,
+    CappedThreshold,
     Credit,
     Dilated,
     DreamSampler,
@@ -38,6 +39,7 @@ POLICIES = [
     AncestralUnmask(),
     Credit(0.6),
     Dilated(),
+    CappedThreshold(0.5),
     EntropyBound(0.5),
     EventDriven(6),
     EventDriven(),
