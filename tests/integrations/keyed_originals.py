@@ -74,3 +74,11 @@ class KeyedDiscreteDDIM(DiscreteDDIMScheduler):
         with keyed_draws(sample, generator):
             kwargs |= {"temperature": temperature, "generator": generator}
             return super().step(model_output, timestep, sample, **kwargs)
+
+    def correct_with(self, chosen):
+        """What the next calls of `step_correct` draw, in turn."""
+        self.chosen = iter(chosen)
+
+    def step_correct(self, model_output, timestep, sample, *, generator=None, **kwargs):
+        with keyed_draws(sample, generator, chosen=next(self.chosen)):
+            return super().step_correct(model_output, timestep, sample, generator=generator, **kwargs)

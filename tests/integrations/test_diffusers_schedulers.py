@@ -7,7 +7,7 @@ pytest.importorskip("diffusers", reason="diffusers is not installed (pip install
 
 from diffusers import BlockRefinementScheduler, DiscreteDDIMScheduler, EntropyBoundScheduler
 from kernels.frequencies import assert_draws_from
-from keyed_originals import KeyedBlockRefinement, KeyedDiscreteDDIM, KeyedEntropyBound, keyed_draws, next_keys
+from keyed_originals import KeyedBlockRefinement, KeyedDiscreteDDIM, KeyedEntropyBound, next_keys
 
 from dlm_benches.kernels.timing import torch_peak
 from dlm_kernels import InvalidArgumentError, uniform_step_
@@ -225,27 +225,26 @@ def test_corrector(selection, k, monkeypatch):
     """All but the draw of the new token, whose probability is compared instead."""
     monkeypatch.setattr(leave_one_out, "ELEMENTS_AT_ONCE", 5 * VOCABULARY)  # several parts, the last one shorter
     config = {"corrector_k": k, "corrector_selection": selection, "corrector_selection_tau": 0.3}
-    theirs = DiscreteDDIMScheduler(num_inference_steps=8, **config)
+    theirs = KeyedDiscreteDDIM(num_inference_steps=8, **config)
     ours = FusedDiscreteDDIMScheduler.from_config(theirs.config)
     for seed in SEEDS:
         tokens = torch.randint(VOCABULARY, (1 + seed % 4, LENGTH), generator=seeded(seed))
         dtype = (torch.float32, torch.bfloat16)[seed % 2]
         logits, step = logits_for(tokens, seeded(seed), dtype), seed % 7
         got = ours.step_correct(logits, step, tokens, generator=seeded(seed))
-        with keyed_draws(tokens, seeded(seed), chosen=got.sampled_tokens):
-            expected = theirs.step_correct(logits, step, tokens)
-        assert_same(got, expected, rtol=2e-5)
+        theirs.correct_with([got.sampled_tokens])
+        assert_same(got, theirs.step_correct(logits, step, tokens, generator=seeded(seed)), rtol=2e-5)
 
 
 def test_corrector_where_the_model_is_sure_of_what_stands_there():
     """The others have e^-40 of the mass: a difference of probabilities would be noise."""
     tokens = torch.zeros(1, 1, dtype=torch.int64)
     logits = torch.tensor([[[40.0, 0.0, 1.0, 2.0]]])
-    ours, theirs = FusedDiscreteDDIMScheduler(8), DiscreteDDIMScheduler(8)
+    ours, theirs = FusedDiscreteDDIMScheduler(8), KeyedDiscreteDDIM(8)
     for seed in SEEDS:
         got = ours.step_correct(logits, 6, tokens, generator=seeded(seed))
-        with keyed_draws(tokens, seeded(seed), chosen=got.sampled_tokens):
-            assert_same(got, theirs.step_correct(logits, 6, tokens))
+        theirs.correct_with([got.sampled_tokens])
+        assert_same(got, theirs.step_correct(logits, 6, tokens, generator=seeded(seed)))
 
 
 # Draws: one position, many rows with the same logits.

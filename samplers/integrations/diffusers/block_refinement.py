@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import BlockRefinementScheduler
+from diffusers import BlockRefinementScheduler, SchedulerMixin  # noqa: F401 - loading a saved pipeline asks this module for it
 from diffusers.schedulers.scheduling_block_refinement import BlockRefinementSchedulerOutput
 from torch import Tensor
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from diffusers import DiscreteDDIMScheduler
+from diffusers import DiscreteDDIMScheduler, SchedulerMixin  # noqa: F401 - loading a saved pipeline asks this module for it
 from diffusers.schedulers.scheduling_discrete_ddim import DiscreteDDIMSchedulerOutput
 from torch import Tensor
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from diffusers import EntropyBoundScheduler
+from diffusers import EntropyBoundScheduler, SchedulerMixin  # noqa: F401 - loading a saved pipeline asks this module for it
 from diffusers.schedulers.scheduling_entropy_bound import EntropyBoundSchedulerOutput
 from torch import Tensor
 
