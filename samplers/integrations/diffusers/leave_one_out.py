@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,7 +39,9 @@ class LeaveOneOut(NamedTuple):
         chunk = max(1, ELEMENTS_AT_ONCE // vocabulary)
         for b, l in zip(rows.flatten().split(chunk), columns.flatten().split(chunk), strict=True):  # noqa: E741
             x = logits[b, l].scatter_(-1, sample[b, l][:, None], -math.inf)  # indexing copied
-            drawn = {} if keys is None else {"temperature": 1.0, "seed": keys.seed, "row_ids": keys.row_ids[b, l]}
+            drawn: dict[str, Any] = (
+                {} if keys is None else {"temperature": 1.0, "seed": keys.seed, "row_ids": keys.row_ids[b, l]}
+            )
             scores = score_tokens(x, **drawn)
             tokens.append(scores.token)
             sums.append(scores.logsumexp)
