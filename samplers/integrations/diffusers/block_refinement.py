@@ -74,45 +74,41 @@ class FusedBlockRefinementScheduler(BlockRefinementScheduler):
             editing_threshold = self.config.editing_threshold
 
         draws = temperature > 0 and sampling_method != "greedy"
-        keys = Keys.draw(sample, generator) if draws or mask_token_id is None else None
         scoring: dict[str, Any] = {}
-        if draws:
-            assert keys is not None
-            scoring = {
-                "temperature": temperature,
-                "top_k": max(top_k or 0, 0),
-                "top_p": 1.0 if top_p is None or top_p >= 1 else top_p,
-                "confidence": "sampling",
-                **keys._asdict(),
-            }
+        noise = None
+        if draws or mask_token_id is None:
+            keys = Keys.draw(sample, generator)
+            if mask_token_id is None:
+                noise = keys.uniform_tokens(model_output.shape[-1])
+            if draws:
+                top_k = 0 if top_k is None or top_k < 0 else top_k
+                top_p = 1.0 if top_p is None or top_p > 1 else top_p
+                filters = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+                scoring = {**filters, "confidence": "sampling", **keys._asdict()}
         scores = score_tokens(model_output, **scoring)
 
-        changed = scores.token != sample
+        step, editable, quota = int(timestep), None, None
         if mask_token_id is None:
-            assert keys is not None
-            committed = self._committed_before(int(timestep), sample)
-            quota = self._owed(int(timestep), committed)
-            transfer = self._select(scores.confidence, ~committed, quota, threshold)
-            # Here a threshold of 0 edits, as in the original.
-            editable = committed if editing_threshold is not None else None
+            committed = self._committed_before(step, sample)
+            open_, quota = ~committed, self._owed(step, committed)
+            if editing_threshold is not None:  # here one of 0 edits, as in the original
+                editable = committed
         else:
-            masked = sample == mask_token_id
-            transfer = torch.zeros_like(masked)
+            open_ = sample == mask_token_id
             if self._transfer_schedule is not None:
-                quota = self._transfer_schedule[min(int(timestep), len(self._transfer_schedule) - 1)]
-                transfer = self._select(scores.confidence, masked, quota, threshold)
-            editable = None
+                quota = self._transfer_schedule[min(step, len(self._transfer_schedule) - 1)]
             if editing_threshold is not None and editing_threshold > 0:
-                editable = ~masked if prompt_mask is None else ~masked & ~prompt_mask
+                editable = ~open_ if prompt_mask is None else ~open_ & ~prompt_mask
 
-        edited = torch.zeros_like(transfer)
+        transfer = edited = torch.zeros_like(open_)
+        if quota is not None:  # without `set_timesteps` nothing is due
+            transfer = self._select(scores.confidence, open_, quota, threshold)
         if editable is not None:
-            edited = editable & changed & (scores.confidence > float(editing_threshold))
+            edited = editable & (scores.token != sample) & (scores.confidence > float(editing_threshold))
         after = torch.where(transfer | edited, scores.token, sample)
-        if mask_token_id is None:
-            assert keys is not None
-            self._committed = committed | transfer
-            after = torch.where(self._committed, after, keys.uniform_tokens(model_output.shape[-1]))
+        if noise is not None:
+            self._committed = ~open_ | transfer
+            after = torch.where(self._committed, after, noise)
 
         if not return_dict:
             return after, transfer, edited, scores.token, scores.confidence, model_output
