@@ -28,7 +28,7 @@ class FusedBlockRefinementScheduler(BlockRefinementScheduler):
       from `generator` (or torch's own): the same distribution, other draws, and a row's do not depend on the rows after it.
       The generator may be on another device than the logits.
     - Temperature, top-k and top-p work in fp32 on logits of any dtype (original: in the logits' dtype; in bf16 the mass of a
-      nucleus is off by a percent). Tokens of equal logit stay or go together in top-p (original: by the order of its sort), and
+      nucleus is off by 0.002). Tokens of equal logit stay or go together in top-p (original: by the order of its sort), and
       it ends where the mass reaches top_p (original: one more where it is met exactly).
     - `sampling_method` outside "auto", "greedy", "multinomial" raises (original: greedy).
     - `prompt_mask` may also be [B, L] (original: IndexError, or one mask for all).

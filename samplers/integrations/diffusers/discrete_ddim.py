@@ -29,7 +29,7 @@ class FusedDiscreteDDIMScheduler(DiscreteDDIMScheduler):
     - A `timestep` outside the schedule raises (original: RuntimeError from `torch.multinomial`, or ZeroDivisionError). So does
       `step_correct` after the last step, where nothing is left to correct (original: "math domain error").
     - `step_correct` works on fp32 statistics of a few rows at a time, then in fp64 (original: all of it in fp64, which takes
-      some ten times the memory of bf16 logits); probabilities agree to 1e-5.
+      twenty times the memory of bf16 logits); probabilities agree to 1e-5.
     - Equal logits: the lowest token, as in the original; equal scores of positions: open in both.
     - NaN logits: the first NaN is the token and its probability NaN (original: so at temperature 0, else RuntimeError).
     - Logits are fp32, bf16 or fp16 (original: also fp64); `sampled_probs` carries no gradient.

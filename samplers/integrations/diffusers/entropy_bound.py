@@ -21,8 +21,8 @@ class FusedEntropyBoundScheduler(EntropyBoundScheduler):
     - Tokens and noise are drawn by numbers keyed by row and position, from one seed a step that is taken from `generator` (or
       torch's own): the same distribution, other draws, and a row's do not depend on the rows after it. The generator may be on
       another device than the logits.
-    - Entropies are computed in fp32 and summed in fp64 (original: in the logits' dtype; in bf16 they have three digits, and
-      their sum fewer, so that the bound does not hold). For fp32 logits they agree to rounding.
+    - Entropies are computed in fp32 and summed in fp64 (original: both in the logits' dtype; in bf16 an entropy is
+      off by up to 7 %). For fp32 logits they agree to rounding.
     - Equal entropies: the lowest position is accepted first (original: open, its sort is not stable).
     - A temperature that is not positive, from t_min and t_max or a `timestep` after the last, raises (original: RuntimeError
       from `torch.multinomial`, or the least likely tokens).
