@@ -42,9 +42,18 @@ class Loop:
             and not any(part.needs_logits for part in self.parts)
         )
         self.checked_vocabulary = sampler.spec.vocab_size is not None
+        self.verified_steps = None if sampler.verify is None else sampler.verify.begin(self)
+
+    @property
+    def noisy(self) -> bool:
+        """True when the token drawn at a position changes with the step."""
+        return self.keyed_by_step and self.scoring["temperature"] > 0
 
     def step(self, state: SamplerState) -> None:
-        """Advances every live row by one step, in place."""
+        """Advances every live row in place: by one step, or by as many as `verify` can make of one forward."""
+        if self.verified_steps is not None:
+            self.verified_steps(state)
+            return
         policy = self.sampler.policy
         candidates = policy.candidates(state)
         if not policy.foresees or self.processor is not None:  # a processor may count its calls
@@ -83,11 +92,13 @@ class Loop:
             self.checked_vocabulary = True
         if self.processor is not None:
             output, shift = self.processor(state.tokens, adapter.align(output)), 0
-        self.run.count(state, 2 if self.cfg_scale else 1)
         unscored = Evaluation(scores=None, scored=scored, output=output, shift=shift, head=head)  # type: ignore[arg-type]
         scores = sampler.score(unscored, state, self._keys(state) | self.scoring)
-        self.run.note_nan(state, scores.confidence, scored)
         return replace(unscored, scores=scores)
+
+    def account(self, state: SamplerState) -> None:
+        """Counts one forward of `state`."""
+        self.run.count(state, 2 if self.cfg_scale else 1)
 
     def choose(self, evaluation: Evaluation, state: SamplerState) -> tuple[Evaluation, Tensor]:
         """The scores as the policy sees them, and bool [B, L]: what commits."""
@@ -106,7 +117,10 @@ class Loop:
             state.live = state.live & ~stopped
 
     def _forward_and_commit(self, state: SamplerState, candidates: Tensor) -> None:
-        evaluation, chosen = self.choose(self.evaluate(state, candidates), state)
+        evaluation = self.evaluate(state, candidates)
+        self.account(state)
+        self.run.note_nan(state, evaluation.scores.confidence, evaluation.scored)
+        evaluation, chosen = self.choose(evaluation, state)
         remask, backend = self.sampler.remask, self.sampler.backend
         revocation, committed = None, chosen
         if remask is not None:

@@ -21,6 +21,7 @@ class Run:
         self.tokens = everything.tokens.clone()
         self.editable, self.length = everything.editable.clone(), everything.length.clone()
         self.nfe = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.canvases = torch.zeros_like(self.nfe)
         self.done = torch.zeros(rows, dtype=torch.bool, device=device)
         self.nan = torch.zeros(rows, dtype=torch.bool, device=device)
         self.history = [self.tokens.clone()] if return_history else None
@@ -64,10 +65,14 @@ class Run:
         self.padded = not bool(state.valid.all())
 
     def note_nan(self, state: SamplerState, confidence: Tensor, scored: Tensor) -> None:
-        self.nan[state.index] |= (confidence.isnan() & scored).any(-1)
+        found = (confidence.isnan() & scored).any(-1)
+        self.nan |= torch.zeros_like(self.nfe).index_add_(0, state.index, found.long()) > 0
 
     def count(self, state: SamplerState, evaluations: int) -> None:
-        self.nfe[state.index] += evaluations * state.live
+        """One forward of `state`, in which a request may have several rows."""
+        rows = torch.zeros_like(self.nfe).index_add_(0, state.index, state.live.long())
+        self.nfe += evaluations * (rows > 0)
+        self.canvases += evaluations * rows
 
     def open_positions(self) -> int:
         """Masked positions of the whole call."""
@@ -106,6 +111,7 @@ class Run:
         return SamplerOutput(
             sequences=to_caller_layout(tokens, self.length, prompts),
             nfe=self.nfe,
+            canvases=self.canvases,
             generated=kept.sum(-1),
             finished=done,
             completions=[

@@ -27,6 +27,7 @@ from dlm_samplers.schedules import TimeGrid
 from dlm_samplers.state import SamplerState
 from dlm_samplers.stopping import StoppingRule
 from dlm_samplers.streaming import Streamer, StreamWriter, progress_bar
+from dlm_samplers.verify import Verify
 
 Callback = Callable[["Sampler", int, SamplerState], None]
 
@@ -42,6 +43,7 @@ class Sampler:
     policy: which positions commit in a step; default: the family's published sampler.
     remask: which committed tokens are taken back or replaced.
     stopping: rules that finish a row early.
+    verify: makes several steps of one forward; the same tokens.
     spec: how to call the model; default: from mask_id, eos_id and `model.config`.
     backend: kernel backend, see `dlm_kernels.use_backend`; None chooses by device.
     """
@@ -58,6 +60,7 @@ class Sampler:
         policy: Policy | None = None,
         remask: Remask | None = None,
         stopping: Iterable[StoppingRule] = (),
+        verify: Verify | None = None,
         spec: ModelSpec | None = None,
         mask_id: int | None = None,
         eos_id: int | None = None,
@@ -76,14 +79,18 @@ class Sampler:
             raise InvalidArgumentError(f"remask must be a Remask instance, got {remask!r}")
         self.remask = remask
         self.stopping = tuple(stopping)
+        if verify is not None and not isinstance(verify, Verify):
+            raise InvalidArgumentError(f"verify must be a Verify instance, got {verify!r}")
+        self.verify = verify
         self.backend = backend
         for part in self.parts:
             part.check(self)
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """Policy, remasking and stopping rules."""
-        return (self.policy, *([] if self.remask is None else [self.remask]), *self.stopping)
+        """Policy, remasking, stopping rules and verification."""
+        optional = (self.remask, *self.stopping, self.verify)
+        return (self.policy, *(part for part in optional if part is not None))
 
     def default_policy(self) -> Policy:
         """The family's published sampler."""
@@ -145,11 +152,13 @@ class Sampler:
         seed, request_ids, generator: one seed gives request r the key (seed, r); a sequence of seeds gives every row its
             own; request_ids reproduces single rows of a batch. The tokens of a request depend on its key and its logits
             alone, not on the batch. A generator yields the seed.
-        logits_processor: called as f(tokens [B, L], logits [B, L, V]) -> logits, rows aligned with positions.
-        callback_on_step_end: called as f(sampler, step, state) after each step; may change state.tokens in place.
+        logits_processor: called as f(tokens [B, L], logits [B, L, V]) -> logits, rows aligned with positions. Under `verify`
+            it sees several canvases of each row, so it has to be a function of a row's tokens and logits alone.
+        callback_on_step_end: called as f(sampler, step, state) after each step, under `verify` after each
+            forward; may change state.tokens in place.
         streamer: object with put(tokens), end() and optionally put_draft(value=canvas); for a single row.
         progress: a rich progress bar over committed tokens.
-        return_history: keep the canvas after every step.
+        return_history: keep the canvas after every step, under `verify` after every forward.
         batch_size: rows denoised together; a row that finishes makes room for the next. Default: all at once.
 
         Raises InvalidArgumentError before any work for arguments that cannot be met, and during it when the model's output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
@@ -12,6 +13,22 @@ from dlm_kernels import TokenScores
 from dlm_samplers.evaluation import Evaluation
 from dlm_samplers.parts import Part
 from dlm_samplers.state import SamplerState
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a policy would commit in the steps to come if the model's opinion stayed what it is.
+
+    A policy that gives one promises that `select` looks at the scores and the active positions alone, not at the step, and,
+    if it remembers something, that the steps foreseen leave that as it is.
+    """
+
+    order: Tensor
+    """float [B, L]: within a block, positions commit from the highest to the lowest; -inf where nothing is foreseen."""
+    tokens_per_step: int | None
+    """Commits of a step; None: as many as the model is sure of."""
+    settled: bool
+    """True when the order stays what it is whatever the model says later."""
 
 
 class Policy(Part, ABC):
@@ -32,6 +49,10 @@ class Policy(Part, ABC):
     def observe(self, evaluation: Evaluation, state: SamplerState) -> TokenScores:
         """The scores that `select` and the commit use. For methods that change them, or remember what they saw."""
         return evaluation.scores
+
+    def outlook(self, scores: TokenScores, state: SamplerState) -> Outlook | None:
+        """The steps to come, for verification to draft them; None: it asks `select` instead, step by step."""
+        return None
 
     @abstractmethod
     def select(self, scores: TokenScores, state: SamplerState) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dlm_kernels import InvalidArgumentError, TokenScores, keyed_uniform, select_positions
 from dlm_samplers.guarantees import Guarantee
-from dlm_samplers.policies.base import Policy
+from dlm_samplers.policies.base import Outlook, Policy
 from dlm_samplers.schedules import Linear, Schedule
 from dlm_samplers.state import SamplerState
 
@@ -68,6 +68,11 @@ class FixedQuota(Policy):
         if self.tokens_per_step is not None:
             return state.active
         return state.active & (self.schedule.quota(state) > 0)[:, None]
+
+    def outlook(self, scores: TokenScores, state: SamplerState) -> Outlook | None:
+        if self.tokens_per_step is None or self.order_temperature > 0:
+            return None
+        return Outlook(self._score(scores, state), self.tokens_per_step, self.order_is_fixed)
 
     def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
         quota = self.schedule.quota(state) if self.tokens_per_step is None else self.tokens_per_step

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dlm_kernels import InvalidArgumentError, TokenScores, select_positions
 from dlm_samplers.guarantees import Guarantee
-from dlm_samplers.policies.base import Policy, per_request
+from dlm_samplers.policies.base import Outlook, Policy, per_request
 from dlm_samplers.state import SamplerState
 
 
@@ -29,6 +29,9 @@ class Threshold(Policy):
     def __post_init__(self) -> None:
         if not all(0 < tau <= 1 for tau in per_request(self.tau)):
             raise InvalidArgumentError(f"tau must be in (0, 1], got {self.tau}")
+
+    def outlook(self, scores: TokenScores, state: SamplerState) -> Outlook:
+        return Outlook(scores.confidence, tokens_per_step=None, settled=False)
 
     def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
         return select_positions(
