@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,8 +19,8 @@ from dlm_samplers.state import SamplerState
 class Outlook:
     """What a policy would commit in the steps to come if the model's opinion stayed what it is.
 
-    A policy that gives one promises that `select` looks at the scores and the active positions alone, not at the step, and,
-    if it remembers something, that the steps foreseen leave that as it is.
+    A policy that gives one promises that `select` looks at the scores, the active positions and what `memory` foretells, not
+    at the step.
     """
 
     order: Tensor
@@ -28,7 +28,10 @@ class Outlook:
     tokens_per_step: int | None
     """Commits of a step; None: as many as the model is sure of."""
     settled: bool
-    """True when the order stays what it is whatever the model says later."""
+    """True when the order stays what it is whatever the model says later, at least for some steps."""
+    memory: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = None
+    """f(place [B, L], steps [W]) -> {name: [B, W, L]}: `position_memory` as it will be so many steps from here, when each
+    position commits in the step `place`. For policies that remember."""
 
 
 class Policy(Part, ABC):

@@ -57,8 +57,7 @@ class FrozenConfidence(Policy):
     def observe(self, evaluation: Evaluation, state: SamplerState) -> TokenScores:
         scores = evaluation.scores
         due = (self._rank(state) == self.every).all(-1, keepdim=True)
-        certainty = scores.margin if self.order == "margin" else -scores.entropy
-        ranked = certainty.masked_fill(~state.active, -torch.inf).argsort(
+        ranked = self._certainty(scores).masked_fill(~state.active, -torch.inf).argsort(
             descending=True, stable=True
         )  # ties: lowest first
         rank = ranked.argsort().clamp(max=self.every).masked_fill(~state.active, self.every)
@@ -67,12 +66,26 @@ class FrozenConfidence(Policy):
 
     def outlook(self, scores: TokenScores, state: SamplerState) -> Outlook:
         rank = self._rank(state)
-        order = (-rank).float().masked_fill(rank == self.every, -torch.inf)
-        return Outlook(order, tokens_per_step=1, settled=True)
+        frozen = rank < self.every
+        # The fixed order first, which is above any certainty; then, as a guess at the orders fixed later, the certainties.
+        order = torch.where(frozen, 1.0 + self.every - rank, self._certainty(scores))
+        left = frozen.sum(-1)[:, None, None]
+
+        def memory(place: Tensor, steps: Tensor) -> dict[str, Tensor]:
+            steps = steps[None, :, None]
+            since = left + torch.div(steps - left - 1, self.every, rounding_mode="floor") * self.every
+            ahead = place[:, None] - since
+            later = torch.where((ahead >= 0) & (ahead < self.every), ahead, self.every)
+            return {RANK: torch.where(steps <= left, state.position_memory[RANK][:, None], later)}
+
+        return Outlook(order.masked_fill(~state.active, -torch.inf), 1, settled=True, memory=memory)
 
     def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
         rank = self._rank(state)
         return state.active & (rank == rank.amin(-1, keepdim=True))
+
+    def _certainty(self, scores: TokenScores) -> Tensor:
+        return scores.margin if self.order == "margin" else -scores.entropy
 
     def _rank(self, state: SamplerState) -> Tensor:
         """int64 [B, L]: place in the fixed order of the active positions that have one, `every` elsewhere."""

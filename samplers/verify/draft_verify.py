@@ -125,7 +125,7 @@ class Steps:
         if drafter.exact:
             following.enter_blocks()
             skip_idle(following, self.policy)
-        path = walk(successors(nodes, following, width, drafter.compared))
+        path = walk(successors(nodes, following, width, drafter.compared, drafter.memory))
         if not drafter.exact:
             keep_books(after, state, path)
         canvases = after.tokens.unflatten(0, (-1, width))

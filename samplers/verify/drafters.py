@@ -28,7 +28,9 @@ class Drafter(ABC):
     exact = False
     """True when a node is a state in all its fields; else it is a canvas, and the walk tells the step it is reached in."""
     compared: tuple[str, ...] = ("step",)
-    """What makes a node a state of the walk, beside its canvas."""
+    """What makes a node a state of the walk, beside its canvas and what the policy remembers."""
+    memory: tuple[str, ...] = ()
+    """What the policy remembers of positions, by name."""
 
     @abstractmethod
     def nodes(self, state: SamplerState, width: int) -> SamplerState:
@@ -69,6 +71,9 @@ class Foreseen(Drafter):
         nodes = expanded(state, width)
         nodes.tokens = torch.where(filled, scores.token[:, None], state.tokens[:, None]).flatten(0, 1)
         nodes.step = nodes.step + steps.repeat(state.live.numel())
+        foretold = {} if outlook.memory is None else outlook.memory(self.place, steps)
+        nodes.position_memory.update({name: value.flatten(0, 1) for name, value in foretold.items()})
+        self.memory = tuple(foretold)
         nodes.enter_blocks()
         return alive(nodes, width)
 

@@ -9,16 +9,19 @@ from dlm_samplers.policies import Policy
 from dlm_samplers.state import SamplerState
 
 
-def successors(nodes: SamplerState, after: SamplerState, width: int, compared: tuple[str, ...]) -> Tensor:
+def successors(
+    nodes: SamplerState, after: SamplerState, width: int, fields: tuple[str, ...], memory: tuple[str, ...]
+) -> Tensor:
     """int64 [B, W]: the node that is the state after each node's step; W where there is none.
 
-    A node is that state when its canvas and the fields `compared` are those of `after`.
+    A node is that state when its canvas, its `fields` and its `memory` of positions are those of `after`.
     """
-    same = (_grid(after.tokens, width)[:, :, None] == _grid(nodes.tokens, width)[:, None]).all(-1)
-    for name in compared:
-        mine, theirs = _grid(getattr(nodes, name), width), _grid(getattr(after, name), width)
-        same &= theirs[:, :, None] == mine[:, None]
-    same &= ~torch.eye(width, dtype=torch.bool, device=same.device)
+    pairs = [(nodes.tokens, after.tokens), *((getattr(nodes, name), getattr(after, name)) for name in fields)]
+    pairs += [(nodes.position_memory[name], after.position_memory[name]) for name in memory]
+    same = ~torch.eye(width, dtype=torch.bool, device=nodes.tokens.device)
+    for mine, theirs in pairs:
+        equal = _grid(theirs, width)[:, :, None] == _grid(mine, width)[:, None]
+        same = same & (equal if equal.ndim == 3 else equal.flatten(3).all(-1))
     return torch.where(same.any(-1), same.int().argmax(-1), width)
 
 
