@@ -71,14 +71,17 @@ class Loop:
         state.step = state.step + state.live
         state.block_step = state.block_step + state.live
 
-    def evaluate(self, state: SamplerState, candidates: Tensor) -> Evaluation:
-        """One forward; scores where the policy may commit and where a part wants to look."""
+    def evaluate(self, state: SamplerState, candidates: Tensor, *, unpadded: bool = False) -> Evaluation:
+        """One forward; scores where the policy may commit and where a part wants to look.
+
+        unpadded: these rows have no padding, though the batch may.
+        """
         sampler, adapter = self.sampler, self.sampler.adapter
         scored = candidates
         for part in self.parts:
             more = part.scored(state)
             scored = scored if more is None else scored | more
-        valid = state.valid if self.run.padded else None
+        valid = state.valid if self.run.padded and not unpadded else None
         shift, head = sampler.spec.logit_shift, None
         if self.from_hidden:
             output, head = adapter.hidden(state.tokens, valid), adapter.head

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from dlm_kernels import TokenScores
@@ -57,12 +58,25 @@ class Policy(Part, ABC):
         """The steps to come, for verification to draft them; None: it asks `select` instead, step by step."""
         return None
 
+    def leeway(self, scores: TokenScores, chosen: Tensor, state: SamplerState) -> Tensor | None:
+        """float [B]: how much the scores may change before another set than `chosen` bool [B, L] does; None: not known.
+
+        Asked after `select`, for `DraftVerify(guard=...)`.
+        """
+        return None
+
     @abstractmethod
     def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
         """bool [B, L], a subset of `candidates`. `scores` holds [B, L] statistics, meaningful where candidates are.
 
         An unscheduled policy selects at least one position of every live row, which bounds the number of steps.
         """
+
+
+def gap(score: Tensor, chosen: Tensor, others: Tensor) -> Tensor:
+    """float [B]: the least chosen score [B, L] minus the greatest of `others`; infinite where either set is empty."""
+    least = score.masked_fill(~chosen, torch.inf).amin(-1)
+    return least - score.masked_fill(~others, -torch.inf).amax(-1)
 
 
 def per_request(value: float | Sequence[float]) -> Sequence[float]:

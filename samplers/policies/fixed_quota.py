@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dlm_kernels import InvalidArgumentError, TokenScores, keyed_uniform, select_positions
 from dlm_samplers.guarantees import Guarantee
-from dlm_samplers.policies.base import Outlook, Policy
+from dlm_samplers.policies.base import Outlook, Policy, gap
 from dlm_samplers.schedules import Linear, Schedule
 from dlm_samplers.state import SamplerState
 
@@ -77,6 +77,13 @@ class FixedQuota(Policy):
     def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
         quota = self.schedule.quota(state) if self.tokens_per_step is None else self.tokens_per_step
         return select_positions(self._score(scores, state), state.active, quota=quota, at_least=0)
+
+    def leeway(self, scores: TokenScores, chosen: Tensor, state: SamplerState) -> Tensor | None:
+        if self.order_is_fixed:
+            return torch.full_like(scores.confidence[:, 0], torch.inf)
+        if self.order_temperature > 0:
+            return None
+        return gap(self._score(scores, state), chosen, state.active & ~chosen)
 
     def _score(self, scores: TokenScores, state: SamplerState) -> Tensor:
         if self.order == "random":

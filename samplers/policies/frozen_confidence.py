@@ -57,8 +57,8 @@ class FrozenConfidence(Policy):
     def observe(self, evaluation: Evaluation, state: SamplerState) -> TokenScores:
         scores = evaluation.scores
         due = (self._rank(state) == self.every).all(-1, keepdim=True)
-        ranked = self._certainty(scores).masked_fill(~state.active, -torch.inf).argsort(
-            descending=True, stable=True
+        ranked = (
+            self._certainty(scores).masked_fill(~state.active, -torch.inf).argsort(descending=True, stable=True)
         )  # ties: lowest first
         rank = ranked.argsort().clamp(max=self.every).masked_fill(~state.active, self.every)
         state.position_memory[RANK] = torch.where(due, rank, state.position_memory[RANK])
@@ -83,6 +83,12 @@ class FrozenConfidence(Policy):
     def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
         rank = self._rank(state)
         return state.active & (rank == rank.amin(-1, keepdim=True))
+
+    def leeway(self, scores: TokenScores, chosen: Tensor, state: SamplerState) -> Tensor:
+        just_fixed = (state.active & (self._rank(state) == 0)).any(-1)
+        certainty = self._certainty(scores).masked_fill(~state.active, -torch.inf).sort(descending=True).values
+        steps_down = (certainty[:, :-1] - certainty[:, 1:]).nan_to_num(torch.inf)[:, : self.every]
+        return torch.where(just_fixed & (state.width > 1), steps_down.amin(-1), torch.inf)
 
     def _certainty(self, scores: TokenScores) -> Tensor:
         return scores.margin if self.order == "margin" else -scores.entropy

@@ -15,6 +15,7 @@ from dlm_samplers.policies import Policy
 from dlm_samplers.state import SamplerState
 from dlm_samplers.verify.base import Verify
 from dlm_samplers.verify.drafters import Drafter, drafter_for
+from dlm_samplers.verify.guard import Guard
 from dlm_samplers.verify.memory import recall, remember, reserve
 from dlm_samplers.verify.walk import advance, keep_books, on_path, skip_idle, successors, until_stopped, walk
 from dlm_samplers.verify.width import MOST, Width
@@ -43,9 +44,14 @@ class DraftVerify(Verify):
     width: canvases evaluated for a row in one forward. "auto" times the model at widths 1, 2, 4, 8 and 16 on first use and
         takes the width with the most expected steps per second, often 1 where the model is not bound by its weights. It and
         the drafts read device values, about every fourth forward. No width changes a token.
+    guard: at temperature 0, a step on the walk that a change of this much in a probability or an order score could turn is
+        computed again for the row alone, as a batch of one without padding. A model whose arithmetic depends on the batch's
+        shape then gives the tokens of that shape, in any batch, if its shapes differ by less. One look at the device a
+        forward, and one small forward for each such step.
     """
 
     width: int | Literal["auto"] = "auto"
+    guard: float | None = None
 
     guarantee = Guarantee.PATH_EXACT
     promise = "every committed canvas is one that the policy itself comes to, with the same noise"
@@ -53,6 +59,8 @@ class DraftVerify(Verify):
     def __post_init__(self) -> None:
         if self.width != "auto" and (isinstance(self.width, bool) or not isinstance(self.width, int) or self.width < 1):
             raise InvalidArgumentError(f"width must be 'auto' or an int >= 1, got {self.width!r}")
+        if self.guard is not None and not 0 < self.guard < 1:
+            raise InvalidArgumentError(f"guard must be in (0, 1) or None, got {self.guard!r}")
 
     def check(self, sampler: Sampler) -> None:
         if sampler.remask is not None:
@@ -67,6 +75,12 @@ class DraftVerify(Verify):
                     "a policy without memory, for instance Threshold, and stopping rules without memory, as EndOfText"
                 )
 
+        if self.guard is not None and type(sampler.policy).leeway is Policy.leeway:
+            raise InvalidArgumentError(
+                f"{sampler.policy} does not say how near it was to another choice: take guard=None, or a policy that does, "
+                "for instance Threshold"
+            )
+
     def start(self, state: SamplerState) -> None:
         reserve(state)
 
@@ -80,14 +94,20 @@ class DraftVerify(Verify):
         return state.masked() & (state.column < (state.block_end + ahead)[:, None]) & state.live[:, None]
 
     def begin(self, loop: Loop) -> Callable[[SamplerState], None]:
-        return Steps(loop, self.width)
+        if self.guard is not None and loop.scoring["temperature"] > 0:
+            raise InvalidArgumentError(
+                f"guard={self.guard:g} compares the two best probabilities, which do not decide at temperature > 0: "
+                "take temperature=0, or guard=None"
+            )
+        return Steps(loop, self.width, self.guard)
 
 
 class Steps:
     """The steps of one `generate` call, and what it learns of its drafts on the way."""
 
-    def __init__(self, loop: Loop, width: int | Literal["auto"]) -> None:
+    def __init__(self, loop: Loop, width: int | Literal["auto"], guard: float | None) -> None:
         self.loop = loop
+        self.guard = guard
         self.policy = loop.sampler.policy
         self.width = Width(loop, width)
         self._drafter: Drafter | None = None
@@ -100,8 +120,12 @@ class Steps:
         after = replace(nodes, tokens=nodes.tokens.clone(), position_memory=dict(nodes.position_memory))
         evaluation, chosen = loop.choose(loop.evaluate(after, policy.candidates(after)), after)
         loop.account(after)
+        guard = None if self.guard is None else Guard(loop, self.guard, nodes, evaluation, chosen, after)
         commit_(after.tokens, evaluation.scores.token, chosen, backend=loop.sampler.backend)
-        path = self._walk(state, nodes, after, width)
+        path = self._walk(nodes, after, width)
+        while guard is not None and guard.settle(after, evaluation, path):
+            path = self._walk(nodes, after, width)
+        self._learn(state, after, path)
         loop.stop(after, evaluation)
         path = until_stopped(path, after.live)
         walked = on_path(path).flatten()
@@ -117,18 +141,20 @@ class Steps:
             self._drafter = drafter_for(self.loop, self.policy.outlook(recall(state), state))
         return self._drafter
 
-    def _walk(self, state: SamplerState, nodes: SamplerState, after: SamplerState, width: int) -> Tensor:
-        """int64 [B, W]: the nodes the walk comes through; their books in `after` are put right."""
-        drafter = self.drafter(state)
-        following = replace(after)
+    def _walk(self, nodes: SamplerState, after: SamplerState, width: int) -> Tensor:
+        """int64 [B, W]: the nodes the walk comes through."""
+        drafter, following = self.drafter(nodes), replace(after)
         advance(following)
         if drafter.exact:
             following.enter_blocks()
             skip_idle(following, self.policy)
-        path = walk(successors(nodes, following, width, drafter.compared, drafter.memory))
+        return walk(successors(nodes, following, width, drafter.compared, drafter.memory))
+
+    def _learn(self, state: SamplerState, after: SamplerState, path: Tensor) -> None:
+        """Puts the books of the nodes on the path right, and tells the drafter and the width how they did."""
+        drafter = self.drafter(state)
         if not drafter.exact:
             keep_books(after, state, path)
-        canvases = after.tokens.unflatten(0, (-1, width))
+        canvases = after.tokens.unflatten(0, path.shape)
         drafter.learn(canvases, on_path(path) & state.live[:, None])
         self.width.learn(path, state.live)
-        return path

@@ -12,7 +12,7 @@ from dlm_kernels import TokenScores
 from dlm_samplers.policies.base import Outlook
 from dlm_samplers.state import SamplerState
 from dlm_samplers.verify.memory import recall
-from dlm_samplers.verify.patterns import Chain, Graph, Patterns, Prefixes
+from dlm_samplers.verify.patterns import Chain, Graph, Learned, Patterns, Prefixes
 from dlm_samplers.verify.walk import advance, skip_idle
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Drafter(ABC):
     def nodes(self, state: SamplerState, width: int) -> SamplerState:
         """B * width states, those of one row together."""
 
+    @abstractmethod
     def learn(self, canvases: Tensor, reached: Tensor) -> None:
         """What became of the last draft: canvases [B, W, L] the walk came to, bool [B, W] which of them it did come to."""
 
@@ -78,7 +79,7 @@ class Foreseen(Drafter):
         return alive(nodes, width)
 
     def learn(self, canvases: Tensor, reached: Tensor) -> None:
-        if not self.patterns.reach:
+        if not isinstance(self.patterns, Learned):
             return
         changed = canvases != self.canvas[:, None]
         foreseen = (canvases == self.proposal[:, None]) & (self.place < self.patterns.reach)[:, None]
@@ -107,6 +108,9 @@ class Rehearsal(Drafter):
             rehearsed.append(now)
         nodes = rehearsed[0]._map(lambda *values: torch.stack(values, dim=1).flatten(0, 1), *rehearsed[1:])
         return alive(nodes, width)
+
+    def learn(self, canvases: Tensor, reached: Tensor) -> None:
+        """Nothing: the policy itself is asked."""
 
 
 def expanded(state: SamplerState, width: int) -> SamplerState:

@@ -16,22 +16,16 @@ PRIOR_WALKS = 64.0
 class Patterns(ABC):
     """A family of sets, and how often the walk came through each of them."""
 
-    reach: int
-    """Sets are made of the first `reach` places."""
-
     @abstractmethod
     def widest(self, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(bool [width, reach + 1], int64 [width]): the sets most often met, the empty one first, their last column False;
-        and in which step from here each is reached."""
+        """The sets most often met, the empty one first, and in which step from here each is reached.
 
-    def learn(self, changed: Tensor, place: Tensor, reached: Tensor) -> None:
-        """Sets bool [B, W, L] over positions with places [B, 1, L], and bool [B, W] which of them were met."""
+        (bool [width, P], int64 [width]), over P places of which the last is in no set.
+        """
 
 
 class Chain(Patterns):
     """Each set the one before and the next step's positions: the walk of an order that is known."""
-
-    reach = 0
 
     def widest(self, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
         steps = torch.arange(width, device=device)
@@ -39,7 +33,9 @@ class Chain(Patterns):
 
 
 class Learned(Patterns):
-    """Sets by frequency: a prior, and the walks seen since."""
+    """Sets of the first `reach` places by frequency: a prior, and the walks seen since."""
+
+    reach: int
 
     def __init__(self, frequency: Tensor) -> None:
         self.visits = PRIOR_WALKS * frequency
@@ -51,6 +47,7 @@ class Learned(Patterns):
         return self.sets(numbers), self.steps(numbers)
 
     def learn(self, changed: Tensor, place: Tensor, reached: Tensor) -> None:
+        """Sets bool [B, W, L] over positions with places [B, 1, L], and bool [B, W] which of them were met."""
         number = torch.where(reached, self.number(changed, place), 0)
         self.visits.index_add_(0, number.flatten(), reached.flatten().float())
         self.visits[0] = -1.0  # the empty set is no draft
