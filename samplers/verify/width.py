@@ -77,12 +77,13 @@ class Width:
         """The width with the most expected steps a second."""
         self._read()
         rows = 1 << (state.live.numel() - 1).bit_length()
-        best, most = 1, 0.0
-        for width, steps in zip(WIDTHS, self.expected(), strict=True):
+        alone = self._seconds(state, rows)
+        best, most = 1, 1 / alone
+        for width, steps in list(zip(WIDTHS, self.expected(), strict=True))[1:]:
             seconds = self._seconds(state, rows * width)
             if steps / seconds > most:
                 best, most = width, steps / seconds
-            if seconds >= width * self._seconds(state, rows):
+            if seconds >= width * alone:
                 break  # more canvases than this cannot pay, even if every guess is right
         return best
 

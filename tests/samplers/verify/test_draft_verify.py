@@ -238,7 +238,8 @@ def test_a_guard_gives_every_row_the_tokens_it_has_alone(policy):
     model = ShapedModel(4, vocab=11)
     prompts = prompts_of(model, 2, rows=8)
     settings = {"max_new_tokens": 24, "block_length": 8}
-    alone = [LLaDASampler(model, policy=policy).generate([prompt], **settings).completions[0] for prompt in prompts]
+    plain = LLaDASampler(model, policy=policy)
+    alone = [plain.generate([p], request_ids=[row], **settings).completions[0] for row, p in enumerate(prompts)]
 
     def same(guard, width):
         sampler = LLaDASampler(model, policy=policy, verify=DraftVerify(width, guard=guard))
