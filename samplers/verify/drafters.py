@@ -131,11 +131,11 @@ def places(order: Tensor, state: SamplerState, per_step: int) -> Tensor:
     """
     column = state.column
     foreseen = state.masked() & (order > -torch.inf)
-    block = torch.zeros_like(state.tokens)
-    if state.block_length is not None:
+    block, block_length = torch.zeros_like(state.tokens), state.block_length
+    if block_length is not None:
 
         def number(offset: Tensor) -> Tensor:
-            return torch.div(offset - state.prompt_length[:, None], state.block_length, rounding_mode="floor")
+            return torch.div(offset - state.prompt_length[:, None], block_length, rounding_mode="floor")
 
         block = torch.maximum(number(column), number(state.block_end[:, None] - 1))
     by_order = order.masked_fill(~foreseen, -torch.inf).argsort(dim=-1, descending=True, stable=True)

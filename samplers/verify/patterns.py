@@ -72,7 +72,7 @@ class Graph(Learned):
     not be stored.
     """
 
-    reach = 12
+    reach = 15
 
     def __init__(self) -> None:
         frequency = torch.zeros(2**self.reach)
