@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from dlm_kernels import InvalidArgumentError, TokenScores, commit_
+from dlm_samplers.evaluation import Evaluation
 from dlm_samplers.guarantees import Guarantee
 from dlm_samplers.parts import Part
 from dlm_samplers.policies import Policy
@@ -109,31 +110,34 @@ class Steps:
         self.loop = loop
         self.guard = guard
         self.policy = loop.sampler.policy
-        self.width = Width(loop, width)
+        self.width = Width(loop, width, self._try)
         self._drafter: Drafter | None = None
 
     def __call__(self, state: SamplerState) -> None:
-        loop, policy = self.loop, self.policy
-        skip_idle(state, policy)
+        loop = self.loop
+        skip_idle(state, self.policy)
         width = self.width.choose(state)
-        nodes = self.drafter(state).nodes(state, width)
-        after = replace(nodes, tokens=nodes.tokens.clone(), position_memory=dict(nodes.position_memory))
-        evaluation, chosen = loop.choose(loop.evaluate(after, policy.candidates(after)), after)
+        nodes, after, evaluation, chosen = self._forward(state, width)
         loop.account(after)
         guard = None if self.guard is None else Guard(loop, self.guard, nodes, evaluation, chosen, after)
         commit_(after.tokens, evaluation.scores.token, chosen, backend=loop.sampler.backend)
         path = self._walk(nodes, after, width)
         while guard is not None and guard.settle(after, evaluation, path):
             path = self._walk(nodes, after, width)
-        self._learn(state, after, path)
+        if width > 1:
+            self._learn(state, after, path)
         loop.stop(after, evaluation)
         path = until_stopped(path, after.live)
         walked = on_path(path).flatten()
         loop.run.note_nan(after, evaluation.scores.confidence, evaluation.scored & walked[:, None])
-        last = path.gather(1, (path < width).sum(-1, keepdim=True) - 1)[:, 0]
-        rows = last + width * torch.arange(len(last), device=last.device)
-        state._become(after.take(rows))
-        remember(state, TokenScores(*(value[rows] for value in evaluation.scores)), evaluation.scored[rows])
+        scores, scored = evaluation.scores, evaluation.scored
+        if width > 1:
+            last = path.gather(1, (path < width).sum(-1, keepdim=True) - 1)[:, 0]
+            rows = last + width * torch.arange(len(last), device=last.device)
+            after, scored = after.take(rows), scored[rows]
+            scores = TokenScores(*(value[rows] for value in scores))
+        state._become(after)
+        remember(state, scores, scored)
         advance(state)
 
     def drafter(self, state: SamplerState) -> Drafter:
@@ -141,8 +145,17 @@ class Steps:
             self._drafter = drafter_for(self.loop, self.policy.outlook(recall(state), state))
         return self._drafter
 
+    def _forward(self, state: SamplerState, width: int) -> tuple[SamplerState, SamplerState, Evaluation, Tensor]:
+        """Nodes, the same with what the policy notes of them, what the model says of them, and what commits."""
+        nodes = state if width == 1 else self.drafter(state).nodes(state, width)
+        after = replace(nodes, tokens=nodes.tokens.clone(), position_memory=dict(nodes.position_memory))
+        evaluation, chosen = self.loop.choose(self.loop.evaluate(after, self.policy.candidates(after)), after)
+        return nodes, after, evaluation, chosen
+
     def _walk(self, nodes: SamplerState, after: SamplerState, width: int) -> Tensor:
         """int64 [B, W]: the nodes the walk comes through."""
+        if width == 1:
+            return torch.zeros_like(nodes.step)[:, None]
         drafter, following = self.drafter(nodes), replace(after)
         advance(following)
         if drafter.exact:
@@ -158,3 +171,10 @@ class Steps:
         canvases = after.tokens.unflatten(0, path.shape)
         drafter.learn(canvases, on_path(path) & state.live[:, None])
         self.width.learn(path, state.live)
+
+    def _try(self, state: SamplerState, width: int) -> None:
+        """What a forward costs, without consequences, for `Width` to time."""
+        nodes, after, evaluation, chosen = self._forward(state, width)
+        commit_(after.tokens, evaluation.scores.token, chosen, backend=self.loop.sampler.backend)
+        path = self._walk(nodes, after, width)
+        int(path[0, 0])  # waits for the device

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -27,14 +28,16 @@ FADING = 0.9
 TIMINGS = 3
 
 COSTS: WeakKeyDictionary[Any, dict[tuple[Any, ...], float]] = WeakKeyDictionary()
-"""Seconds of a forward, per model and (device, rows, columns rounded up to a power of two, guidance)."""
+"""Seconds of a forward, per model and (device, rows and columns rounded up to powers of two, width, guidance, policy)."""
 
 
 class Width:
     """The width of each forward of one `generate` call."""
 
-    def __init__(self, loop: Loop, setting: int | Literal["auto"]) -> None:
+    def __init__(self, loop: Loop, setting: int | Literal["auto"], trial: Callable[[SamplerState, int], None]) -> None:
+        """trial: does what a forward of a state at a width does, and forgets it."""
         self.loop = loop
+        self.trial = trial
         self.setting = setting
         self.forwards = 0
         self.chosen = 1
@@ -77,10 +80,10 @@ class Width:
         """The width with the most expected steps a second."""
         self._read()
         rows = 1 << (state.live.numel() - 1).bit_length()
-        alone = self._seconds(state, rows)
+        alone = self._seconds(state, rows, 1)
         best, most = 1, 1 / alone
         for width, steps in list(zip(WIDTHS, self.expected(), strict=True))[1:]:
-            seconds = self._seconds(state, rows * width)
+            seconds = self._seconds(state, rows, width)
             if steps / seconds > most:
                 best, most = width, steps / seconds
             if seconds >= width * alone:
@@ -97,27 +100,26 @@ class Width:
             steps.append(scale * guess)
         return steps
 
-    def _seconds(self, state: SamplerState, rows: int) -> float:
-        """Of a forward of so many canvases like these, scoring included; timed once."""
+    def _seconds(self, state: SamplerState, rows: int, width: int) -> float:
+        """Of one forward of so many rows like these at this width, with all that goes with it; timed once."""
         model, device = self.loop.sampler.adapter.model, state.tokens.device
         try:
             costs = COSTS.setdefault(model, {})
         except TypeError:  # a callable that cannot be remembered
             costs = self.own_costs
-        key = (device, rows, 1 << (state.width - 1).bit_length(), bool(self.loop.cfg_scale))
+        columns = 1 << (state.width - 1).bit_length()
+        key = (device, rows, width, columns, bool(self.loop.cfg_scale), str(self.loop.sampler.policy))
         if key not in costs:
-            costs[key] = self._time(state, rows)
+            costs[key] = self._time(state, rows, width)
         return costs[key]
 
-    def _time(self, state: SamplerState, rows: int) -> float:
+    def _time(self, state: SamplerState, rows: int, width: int) -> float:
         sample = state.take(torch.arange(rows, device=state.tokens.device) % state.live.numel())
-        candidates = self.loop.sampler.policy.candidates(sample)
         times = []
         try:
             for _ in range(1 + TIMINGS):
                 begin = time.perf_counter()
-                scores = self.loop.evaluate(sample, candidates).scores
-                float(scores.confidence[0, 0])  # waits for the device
+                self.trial(sample, width)
                 times.append(time.perf_counter() - begin)
         except torch.OutOfMemoryError:
             return math.inf

@@ -176,16 +176,16 @@ def test_on_a_model_that_always_changes_its_mind_each_forward_makes_one_step():
     assert (out.sequences != model.mask).all()
 
 
-def flat(self, state, rows):
+def flat(self, state, rows, width):
     return 1.0
 
 
-def linear(self, state, rows):
-    return float(rows)
+def linear(self, state, rows, width):
+    return float(rows * width)
 
 
-def ragged(self, state, rows):
-    return rows**0.5 + (rows * 7 % 5)
+def ragged(self, state, rows, width):
+    return width**0.5 + (rows * width * 7 % 5)
 
 
 @pytest.mark.parametrize("seconds", [flat, linear, ragged])
