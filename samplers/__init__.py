@@ -13,6 +13,7 @@ from dlm_samplers.policies import (
     EventDriven,
     Factor,
     FixedQuota,
+    FrozenConfidence,
     Hierarchical,
     KLStable,
     LocalLeap,
@@ -27,6 +28,7 @@ from dlm_samplers.sampler import DreamSampler, LLaDASampler, Sampler
 from dlm_samplers.schedules import Linear, Schedule, TimeGrid
 from dlm_samplers.state import SamplerState
 from dlm_samplers.stopping import EndOfText, Prophet, SchED, StableAndConfident, StoppingRule
+from dlm_samplers.verify import DraftVerify, Verify
 
 __all__ = [
     "DAEDAL",
@@ -36,6 +38,7 @@ __all__ = [
     "CappedThreshold",
     "Credit",
     "Dilated",
+    "DraftVerify",
     "DreamSampler",
     "DualCache",
     "EndOfText",
@@ -43,6 +46,7 @@ __all__ = [
     "EventDriven",
     "Factor",
     "FixedQuota",
+    "FrozenConfidence",
     "GenerationInterrupted",
     "Guarantee",
     "Hierarchical",
@@ -73,5 +77,6 @@ __all__ = [
     "StoppingRule",
     "Threshold",
     "TimeGrid",
+    "Verify",
     "probe",
 ]

@@ -16,6 +16,7 @@ from dlm_samplers.parts import Part
 from dlm_samplers.policies import Policy
 from dlm_samplers.remask import Remask
 from dlm_samplers.stopping import StoppingRule
+from dlm_samplers.verify import Verify
 
 BEGIN, END = "<!-- generated: python -m dlm_samplers.catalogue docs/methods.md -->", "<!-- end of generated -->"
 KINDS: dict[type[Part], str] = {
@@ -24,6 +25,7 @@ KINDS: dict[type[Part], str] = {
     Remask: "Remasking: what is taken back or replaced",
     StoppingRule: "Stopping: when a row is done",
     LengthRule: "Length: how long a row gets",
+    Verify: "Verification: several steps in one forward",
 }
 
 HEADER = ("| class | what it does | source | preserves | because |", "|---|---|---|---|---|")

@@ -35,6 +35,8 @@ class Evaluation:
     """Logits [B, L, V], or hidden states [B, L, D] when `head` is given; row i belongs to position i + shift."""
     shift: int
     head: Head | None = None
+    columns: Tensor | int = 0
+    """Columns of each row's canvas that the forward computed, int64 [B] or one number."""
     companions: Evaluation | None = None
     """Of the columns beside the canvas, [B, S], in their own order; their noise is that of the columns they accompany."""
     drawn: bool = False

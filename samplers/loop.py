@@ -49,9 +49,18 @@ class Loop:
         # A processor may count its calls; a model that sees time says something else in the next step.
         self.foresees = sampler.policy.foresees and self.processor is None and not sampler.spec.sees_time
         self.checked_vocabulary = sampler.spec.vocab_size is not None
+        self.verified_steps = None if sampler.verify is None else sampler.verify.begin(self)
+
+    @property
+    def noisy(self) -> bool:
+        """True when the token drawn at a position changes with the step."""
+        return self.keyed_by_step and self.scoring["temperature"] > 0
 
     def step(self, state: SamplerState) -> None:
-        """Advances every live row by one step, in place."""
+        """Advances every live row in place: by one step, or by as many as `verify` can make of one forward."""
+        if self.verified_steps is not None:
+            self.verified_steps(state)
+            return
         policy, length = self.sampler.policy, self.sampler.length
         if length is not None:
             state.active = state.active & ~length.waiting(state)[:, None]
@@ -71,17 +80,20 @@ class Loop:
         state.step = state.step + state.live
         state.block_step = state.block_step + state.live
 
-    def evaluate(self, state: SamplerState, candidates: Tensor) -> Evaluation:
-        """One forward; scores where the policy may commit and where a part wants to look."""
+    def evaluate(self, state: SamplerState, candidates: Tensor, *, unpadded: bool = False) -> Evaluation:
+        """One forward; scores where the policy may commit and where a part wants to look.
+
+        unpadded: these rows have no padding, though the batch may.
+        """
         sampler, adapter = self.sampler, self.sampler.adapter
         scored = candidates
         for part in self.parts:
             more = part.scored(state)
             scored = scored if more is None else scored | more
-        valid = state.valid if self.run.padded else None
+        valid = state.valid if self.run.padded and not unpadded else None
         shift, head = sampler.spec.logit_shift, None
         companions, beside = None if sampler.remask is None else sampler.remask.companions(state), None
-        computed: Tensor | int = state.width * (2 if self.cfg_scale else 1)
+        computed: Tensor | int = state.width
         if companions is not None:
             output, beside = self._forward_beside(state, companions)
         elif sampler.cache is not None:
@@ -98,7 +110,6 @@ class Loop:
             self.checked_vocabulary = True
         if self.processor is not None:
             output, shift = self.processor(state.tokens, adapter.align(output)), 0
-        self.run.count(state, 2 if self.cfg_scale else 1, computed)
         unscored = Evaluation(
             scores=None,  # type: ignore[arg-type]
             scored=scored,
@@ -107,10 +118,10 @@ class Loop:
             shift=shift,
             head=head,
             companions=beside,
+            columns=computed,
             drawn=self.scoring["temperature"] > 0,
         )
         scores = sampler.score(unscored, state, self._keys(state) | self.scoring)
-        self.run.note_nan(state, scores.confidence, scored)
         greedy = None
         if any(part.needs_greedy for part in self.parts):
             filtered = self.scoring["confidence"] == "sampling" and not self.scoring.items() >= UNFILTERED.items()
@@ -135,6 +146,10 @@ class Loop:
         scores = self.sampler.score(unscored, state, keys | self.scoring)
         return output[:, :width], replace(unscored, scores=scores)
 
+    def account(self, state: SamplerState, evaluation: Evaluation) -> None:
+        """Counts one forward of `state`."""
+        self.run.count(state, 2 if self.cfg_scale else 1, evaluation.columns)
+
     def choose(self, evaluation: Evaluation, state: SamplerState) -> tuple[Evaluation, Tensor]:
         """The scores as the policy sees them, and bool [B, L]: what commits."""
         scores = self.sampler.policy.observe(evaluation, state)
@@ -154,7 +169,10 @@ class Loop:
             state.live = state.live & ~stopped
 
     def _forward_and_commit(self, state: SamplerState, candidates: Tensor) -> None:
-        evaluation, chosen = self.choose(self.evaluate(state, candidates), state)
+        evaluation = self.evaluate(state, candidates)
+        self.account(state, evaluation)
+        self.run.note_nan(state, evaluation.scores.confidence, evaluation.scored)
+        evaluation, chosen = self.choose(evaluation, state)
         remask, backend = self.sampler.remask, self.sampler.backend
         revocation, committed = None, chosen
         if remask is not None:

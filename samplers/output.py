@@ -13,7 +13,9 @@ class SamplerOutput:
     """The finished batch.
 
     sequences: int64 [B, L], prompt included, padded on the side the input was padded on.
-    nfe: int64 [B], model evaluations in which the row took part (2 a step under classifier-free guidance).
+    nfe: int64 [B], model evaluations in which the row took part (2 a step under classifier-free guidance): its latency.
+    canvases: int64 [B], canvases evaluated for the row: its cost. As nfe, except under `verify`, which evaluates several in
+        one forward.
     positions: int64 [B], canvas columns that the model computed for the row, padding included: what a cache saves.
     generated: int64 [B], tokens generated, up to and including the end-of-text token.
     finished: bool [B]; False only in the output carried by `GenerationInterrupted`.
@@ -23,6 +25,7 @@ class SamplerOutput:
 
     sequences: Tensor
     nfe: Tensor
+    canvases: Tensor
     positions: Tensor
     generated: Tensor
     finished: Tensor

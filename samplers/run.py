@@ -22,6 +22,7 @@ class Run:
         self.editable, self.length = everything.editable.clone(), everything.length.clone()
         self.nfe = torch.zeros(rows, dtype=torch.int64, device=device)
         self.positions = torch.zeros_like(self.nfe)
+        self.canvases = torch.zeros_like(self.nfe)
         self.done = torch.zeros(rows, dtype=torch.bool, device=device)
         self.nan = torch.zeros(rows, dtype=torch.bool, device=device)
         self.history = [self.tokens.clone()] if return_history else None
@@ -65,11 +66,16 @@ class Run:
         self.padded = not bool(state.valid.all())
 
     def note_nan(self, state: SamplerState, confidence: Tensor, scored: Tensor) -> None:
-        self.nan[state.index] |= (confidence.isnan() & scored).any(-1)
+        found = (confidence.isnan() & scored).any(-1)
+        self.nan |= torch.zeros_like(self.nfe).index_add_(0, state.index, found.long()) > 0
 
     def count(self, state: SamplerState, evaluations: int, columns: Tensor | int) -> None:
-        self.nfe[state.index] += evaluations * state.live
-        self.positions[state.index] += columns * state.live
+        """One forward of `state`, in which a request may have several rows, over `columns` of each."""
+        live = state.live.long()
+        rows = torch.zeros_like(self.nfe).index_add_(0, state.index, live)
+        self.nfe += evaluations * (rows > 0)
+        self.canvases += evaluations * rows
+        self.positions.index_add_(0, state.index, evaluations * columns * live)
 
     def open_positions(self) -> int:
         """Masked positions of the whole call."""
@@ -109,6 +115,7 @@ class Run:
             sequences=to_caller_layout(tokens, self.length, prompts),
             nfe=self.nfe,
             positions=self.positions,
+            canvases=self.canvases,
             generated=kept.sum(-1),
             finished=done,
             completions=[

@@ -30,6 +30,7 @@ from dlm_samplers.schedules import TimeGrid
 from dlm_samplers.state import SamplerState
 from dlm_samplers.stopping import StoppingRule
 from dlm_samplers.streaming import Streamer, StreamWriter, progress_bar
+from dlm_samplers.verify import Verify
 
 Callback = Callable[["Sampler", int, SamplerState], None]
 
@@ -47,6 +48,7 @@ class Sampler:
     remask: which committed tokens are taken back or replaced.
     stopping: rules that finish a row early.
     length: rule by which rows start short and grow up to max_new_tokens; default: all of it at once.
+    verify: makes several steps of one forward; the same tokens.
     spec: how to call the model; default: from mask_id, eos_id and `model.config`.
     backend: kernel backend, see `dlm_kernels.use_backend`; None chooses by device.
     """
@@ -65,6 +67,7 @@ class Sampler:
         remask: Remask | None = None,
         stopping: Iterable[StoppingRule] = (),
         length: LengthRule | None = None,
+        verify: Verify | None = None,
         spec: ModelSpec | None = None,
         mask_id: int | None = None,
         eos_id: int | None = None,
@@ -91,14 +94,17 @@ class Sampler:
         if length is not None and not isinstance(length, LengthRule):
             raise InvalidArgumentError(f"length must be a LengthRule instance, got {length!r}")
         self.length = length
+        if verify is not None and not isinstance(verify, Verify):
+            raise InvalidArgumentError(f"verify must be a Verify instance, got {verify!r}")
+        self.verify = verify
         self.backend = backend
         for part in self.parts:
             part.check(self)
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """Policy, cache, remasking, length and stopping rules."""
-        found = (self.policy, self.cache, self.remask, self.length, *self.stopping)
+        """Policy, cache, remasking, length and stopping rules, verification."""
+        found = (self.policy, self.cache, self.remask, self.length, *self.stopping, self.verify)
         return tuple(part for part in found if part is not None)
 
     def default_policy(self) -> Policy:
@@ -161,11 +167,13 @@ class Sampler:
         seed, request_ids, generator: one seed gives request r the key (seed, r); a sequence of seeds gives every row its
             own; request_ids reproduces single rows of a batch. The tokens of a request depend on its key and its logits
             alone, not on the batch. A generator yields the seed.
-        logits_processor: called as f(tokens [B, L], logits [B, L, V]) -> logits, rows aligned with positions.
-        callback_on_step_end: called as f(sampler, step, state) after each step; may change state.tokens in place.
+        logits_processor: called as f(tokens [B, L], logits [B, L, V]) -> logits, rows aligned with positions. Under `verify`
+            it sees several canvases of each row, so it has to be a function of a row's tokens and logits alone.
+        callback_on_step_end: called as f(sampler, step, state) after each step, under `verify` after each
+            forward; may change state.tokens in place.
         streamer: object with put(tokens), end() and optionally put_draft(value=canvas); for a single row.
         progress: a rich progress bar over committed tokens.
-        return_history: keep the canvas after every step.
+        return_history: keep the canvas after every step, under `verify` after every forward.
         batch_size: rows denoised together; a row that finishes makes room for the next. Default: all at once.
 
         Raises InvalidArgumentError before any work for arguments that cannot be met, and during it when the model's output

@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from dlm_kernels import TokenScores
 from dlm_samplers.evaluation import Evaluation
 from dlm_samplers.parts import Part
 from dlm_samplers.state import SamplerState
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a policy would commit in the steps to come if the model's opinion stayed what it is.
+
+    A policy that gives one promises that `select` looks at the scores, the active positions and what `memory` foretells, not
+    at the step.
+    """
+
+    order: Tensor
+    """float [B, L]: within a block, positions commit from the highest to the lowest; -inf where nothing is foreseen."""
+    tokens_per_step: int | None
+    """Commits of a step; None: as many as the model is sure of."""
+    settled: bool
+    """True when the order stays what it is whatever the model says later, at least for some steps."""
+    memory: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = None
+    """f(place [B, L], steps [W]) -> {name: [B, W, L]}: `position_memory` as it will be so many steps from here, when each
+    position commits in the step `place`. For policies that remember."""
 
 
 class Policy(Part, ABC):
@@ -40,6 +61,17 @@ class Policy(Part, ABC):
         """
         return scores.confidence
 
+    def outlook(self, scores: TokenScores, state: SamplerState) -> Outlook | None:
+        """The steps to come, for verification to draft them; None: it asks `select` instead, step by step."""
+        return None
+
+    def leeway(self, scores: TokenScores, chosen: Tensor, state: SamplerState) -> Tensor | None:
+        """float [B]: how much the scores may change before another set than `chosen` bool [B, L] does; None: not known.
+
+        Asked after `select`, for `DraftVerify(guard=...)`.
+        """
+        return None
+
     @abstractmethod
     def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
         """bool [B, L], a subset of `candidates`. `scores` holds [B, L] statistics, meaningful where candidates are.
@@ -51,6 +83,12 @@ class Policy(Part, ABC):
 def column(value: float | Tensor) -> float | Tensor:
     """What `SamplerState.per_request` gives, to compare with [B, L]."""
     return value[:, None] if isinstance(value, Tensor) else value
+
+
+def gap(score: Tensor, chosen: Tensor, others: Tensor) -> Tensor:
+    """float [B]: the least chosen score [B, L] minus the greatest of `others`; infinite where either set is empty."""
+    least = score.masked_fill(~chosen, torch.inf).amin(-1)
+    return least - score.masked_fill(~others, -torch.inf).amax(-1)
 
 
 def per_request(value: float | Sequence[float]) -> Sequence[float]:

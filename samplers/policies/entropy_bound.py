@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dlm_kernels import InvalidArgumentError, TokenScores, select_positions
 from dlm_samplers.guarantees import Guarantee
-from dlm_samplers.policies.base import Policy, per_request
+from dlm_samplers.policies.base import Outlook, Policy, per_request
 from dlm_samplers.state import SamplerState
 
 
@@ -34,6 +34,9 @@ class EntropyBound(Policy):
 
     def preference(self, scores: TokenScores, state: SamplerState) -> Tensor:
         return -scores.entropy
+
+    def outlook(self, scores: TokenScores, state: SamplerState) -> Outlook:
+        return Outlook(-scores.entropy, tokens_per_step=None, settled=False)
 
     def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
         bound = state.per_request(self.gamma)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dlm_kernels import InvalidArgumentError, TokenScores, select_positions
 from dlm_samplers.guarantees import Guarantee
-from dlm_samplers.policies.base import Policy, per_request
+from dlm_samplers.policies.base import Outlook, Policy, per_request
 from dlm_samplers.state import SamplerState
 
 
@@ -28,6 +28,9 @@ class Factor(Policy):
     def __post_init__(self) -> None:
         if not all(f > 0 for f in per_request(self.f)):
             raise InvalidArgumentError(f"f must be above 0, got {self.f}")
+
+    def outlook(self, scores: TokenScores, state: SamplerState) -> Outlook:
+        return Outlook(scores.confidence, tokens_per_step=None, settled=False)
 
     def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
         return select_positions(scores.confidence, state.active, factor=state.per_request(self.f))

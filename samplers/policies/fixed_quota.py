@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dlm_kernels import InvalidArgumentError, TokenScores, keyed_uniform, select_positions
 from dlm_samplers.guarantees import Guarantee
-from dlm_samplers.policies.base import Policy
+from dlm_samplers.policies.base import Outlook, Policy, gap
 from dlm_samplers.schedules import Linear, Schedule
 from dlm_samplers.state import SamplerState
 
@@ -69,9 +69,21 @@ class FixedQuota(Policy):
             return state.active
         return state.active & (self.schedule.quota(state) > 0)[:, None]
 
+    def outlook(self, scores: TokenScores, state: SamplerState) -> Outlook | None:
+        if self.tokens_per_step is None or self.order_temperature > 0:
+            return None
+        return Outlook(self.preference(scores, state), self.tokens_per_step, self.order_is_fixed)
+
     def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
         quota = self.schedule.quota(state) if self.tokens_per_step is None else self.tokens_per_step
         return select_positions(self.preference(scores, state), state.active, quota=quota, at_least=0)
+
+    def leeway(self, scores: TokenScores, chosen: Tensor, state: SamplerState) -> Tensor | None:
+        if self.order_is_fixed:
+            return torch.full_like(scores.confidence[:, 0], torch.inf)
+        if self.order_temperature > 0:
+            return None
+        return gap(self.preference(scores, state), chosen, state.active & ~chosen)
 
     def preference(self, scores: TokenScores, state: SamplerState) -> Tensor:
         if self.order == "random":

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from dlm_kernels import InvalidArgumentError, TokenScores, select_positions
 from dlm_samplers.guarantees import Guarantee
-from dlm_samplers.policies.base import Policy, per_request
+from dlm_samplers.policies.base import Outlook, Policy, gap, per_request
 from dlm_samplers.state import SamplerState
 
 
@@ -29,6 +30,17 @@ class Threshold(Policy):
     def __post_init__(self) -> None:
         if not all(0 < tau <= 1 for tau in per_request(self.tau)):
             raise InvalidArgumentError(f"tau must be in (0, 1], got {self.tau}")
+
+    def outlook(self, scores: TokenScores, state: SamplerState) -> Outlook:
+        return Outlook(scores.confidence, tokens_per_step=None, settled=False)
+
+    def leeway(self, scores: TokenScores, chosen: Tensor, state: SamplerState) -> Tensor:
+        tau = torch.as_tensor(state.per_request(self.tau), device=chosen.device).view(-1, 1)
+        distance = (scores.confidence - tau).abs().masked_fill(~state.active, torch.inf).amin(-1)
+        # Where none reaches tau, the best one commits: it has to stay the best.
+        reached = ((scores.confidence >= tau) & state.active).any(-1)
+        best = gap(scores.confidence, chosen, state.active & ~chosen)
+        return torch.where(reached, distance, torch.minimum(distance, best))
 
     def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
         return select_positions(

@@ -33,6 +33,9 @@ POLICIES = {
         tokens_per_step=st.none() | count,
         order_temperature=st.sampled_from([0.0, 0.0, 0.5]),
     ),
+    s.FrozenConfidence: st.builds(
+        s.FrozenConfidence, every=st.integers(1, 9), order=st.sampled_from(["margin", "entropy"])
+    ),
     s.Hierarchical: st.builds(s.Hierarchical, tau=unit, tau_low=unit),
     s.KLStable: st.builds(s.KLStable, tau_c=unit, epsilon=st.floats(0.01, 3.0), history=count, u=count, k=count),
     s.LocalLeap: st.builds(s.LocalLeap, tau=unit, tau_low=unit, radius=st.integers(0, 9)),
@@ -56,6 +59,7 @@ STOPPING = {
     s.SchED: st.builds(s.SchED, curve=st.sampled_from(["linear", "cosine", "exponential"]), settled=st.booleans()),
     s.StableAndConfident: st.builds(s.StableAndConfident, confidence_threshold=st.floats(0.001, 2.0)),
 }
+VERIFY = {s.DraftVerify: st.builds(s.DraftVerify, width=st.integers(1, 7))}
 LENGTHS = {
     s.DAEDAL: st.builds(
         s.DAEDAL, l_init=st.integers(1, 8), e_factor=st.integers(2, 5), tau_eos=unit, w_eos=st.integers(2, 6)
@@ -121,10 +125,11 @@ def compositions(draw: st.DrawFn) -> Composition | str:
     remask = draw(st.one_of(st.none(), st.none(), *REMASK.values()))
     policy = remask.policy if remask is not None and draw(st.booleans()) else draw(st.one_of(list(POLICIES.values())))
     length = draw(st.one_of(st.none(), st.none(), st.none(), *LENGTHS.values()))
+    verify = draw(st.one_of(st.none(), *VERIFY.values()))
     stopping = draw(st.lists(st.one_of(list(STOPPING.values())), max_size=2))
     kind = draw(st.sampled_from([s.LLaDASampler, s.DreamSampler]))
     try:
-        sampler = kind(model, policy=policy, remask=remask, stopping=stopping, length=length)
+        sampler = kind(model, policy=policy, remask=remask, stopping=stopping, length=length, verify=verify)
     except InvalidArgumentError as error:
         return str(error)
     rows = draw(st.integers(1, 5))

@@ -65,3 +65,24 @@ def keyed_gumbel(seed, request_ids, width, vocab, by_step=True):
         return gumbel(torch.tensor(seed), ids, torch.tensor(step if by_step else 0), vocab).double()
 
     return noise
+
+
+class FirmModel(SpikeModel):
+    """Never changes its mind: what it says of a position depends on the prompt's first token and the position alone."""
+
+    changes_mind_after = None
+
+    def __call__(self, tokens, attention_mask=None, tok_idx=None):
+        committed = (tokens != self.mask).sum(1, keepdim=True)
+        mood = 0 if self.changes_mind_after is None else committed // self.changes_mind_after
+        place = torch.arange(tokens.shape[1])
+        picked = (place * 7919 + tokens[:, :1] * 104729 + mood * 1299709) % MODULUS % self.table.shape[0]
+        self.calls += 1
+        self.rows_seen += tokens.shape[0]
+        return SimpleNamespace(logits=self.table[picked].clone())
+
+
+class MoodyModel(FirmModel):
+    """Says the same for some commits, then something else: drafts hold for a while."""
+
+    changes_mind_after = 5

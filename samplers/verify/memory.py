@@ -1,0 +1,31 @@
+"""What verification remembers of a row: the scores that the last verified canvas got."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dlm_kernels import TokenScores
+from dlm_samplers.state import SamplerState
+
+
+def reserve(state: SamplerState) -> None:
+    """Nothing known yet: every position proposes to stay masked, which makes no new draft."""
+    for name in TokenScores._fields:
+        state.position_memory[_key(name)] = torch.zeros_like(state.tokens, dtype=torch.float32)
+    state.position_memory[_key("token")] = torch.full_like(state.tokens, state.mask_id)
+
+
+def remember(state: SamplerState, scores: TokenScores, scored: Tensor) -> None:
+    """Scores [B, L] where `scored`."""
+    for name, value in scores._asdict().items():
+        unknown = state.mask_id if name == "token" else 0
+        state.position_memory[_key(name)] = value.masked_fill(~scored, unknown)
+
+
+def recall(state: SamplerState) -> TokenScores:
+    return TokenScores(*(state.position_memory[_key(name)] for name in TokenScores._fields))
+
+
+def _key(name: str) -> str:
+    return f"draft_verify.{name}"
