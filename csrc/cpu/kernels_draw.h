@@ -40,12 +40,43 @@ struct States {
   float value(float x) const { return log_weight(weight_of(row.weights, exp(double(x)))); }
 };
 
-template <class Terms>
-static inline void consider(const Terms& terms, float x, int64_t index, uint32_t word, Best* best) {
-  if (!terms.counts(x)) return;
-  const float value = terms.value(x) + gumbel_from_word(word);
-  if (value > best->value || (value == best->value && index < best->index)) *best = {value, index};
-}
+// Who wins: `reach` is what the next value has to come up to.
+struct Single {
+  Best* best;
+
+  float reach() const { return best->value; }
+  template <class Terms>
+  void take(const Terms& terms, float x, int64_t index, uint32_t word) {
+    const float value = terms.value(x) + gumbel_from_word(word);
+    if (value > best->value || (value == best->value && index < best->index)) *best = {value, index};
+  }
+};
+
+// Who may win.
+struct Several {
+  Contenders* all;
+  float floor;
+
+  float reach() const { return floor; }
+  template <class Terms>
+  void take(const Terms& terms, float x, int64_t index, uint32_t word) {
+    const auto value_of = [&](const Contender& c) { return terms.value(c.x) + c.noise; };
+    const Contender found = {x, gumbel_from_word(word), int32_t(index)};
+    const float value = value_of(found);
+    if (!(value >= floor) || all->count < 0) return;
+    if (value - kSlack > floor) {
+      floor = value - kSlack;
+      int32_t left = 0;
+      for (int32_t i = 0; i < all->count; ++i)
+        if (value_of(all->list[i]) >= floor) all->list[left++] = all->list[i];
+      all->count = left;
+    }
+    if (all->count == kContenders)
+      all->count = -1;
+    else
+      all->list[all->count++] = found;
+  }
+};
 
 // What a row's Philox blocks have in common.
 struct PhiloxRow {
@@ -85,11 +116,11 @@ struct PhiloxRow {
 };
 
 // Draws for n entries that `max` bounds, the first of which is entry `first` of the row.
-template <class Terms>
-static inline void draw_from(const Terms& terms, const float* x, int64_t n, int64_t first, float max, Best* best) {
+template <class Terms, class Found>
+static inline void draw_from(const Terms& terms, const float* x, int64_t n, int64_t first, float max, Found found) {
   const float bound = terms.bound(max);
-  uint32_t limit = largest_word(bound, best->value);
-  float lowest = terms.lowest(best->value);
+  uint32_t limit = largest_word(bound, found.reach());
+  float lowest = terms.lowest(found.reach());
   const DrawKey key = terms.key();
   const PhiloxRow philox(key);
   const int64_t group = 4 * V::W;
@@ -110,11 +141,11 @@ static inline void draw_from(const Terms& terms, const float* x, int64_t n, int6
       for (int k = 0; k < 4; ++k) {
         const int64_t at = i + 4 * lane + k;
         if (stored[k][lane] > limit || !(x[at] >= lowest)) continue;
-        const float before = best->value;
-        consider(terms, x[at], first + at, stored[k][lane], best);
-        if (best->value > before) {
-          limit = largest_word(bound, best->value);
-          lowest = terms.lowest(best->value);
+        const float before = found.reach();
+        if (terms.counts(x[at])) found.take(terms, x[at], first + at, stored[k][lane]);
+        if (found.reach() > before) {
+          limit = largest_word(bound, found.reach());
+          lowest = terms.lowest(found.reach());
         }
       }
     }
@@ -122,14 +153,18 @@ static inline void draw_from(const Terms& terms, const float* x, int64_t n, int6
   for (; i < n; i += 4) {
     const Words words = keyed_words(key, kGumbelStream, uint32_t((first + i) >> 2));
     for (int64_t k = 0; k < 4 && i + k < n; ++k)
-      if (words.w[k] <= limit) consider(terms, x[i + k], first + i + k, words.w[k], best);
+      if (words.w[k] <= limit && terms.counts(x[i + k])) found.take(terms, x[i + k], first + i + k, words.w[k]);
   }
 }
 
 static void k_draw(const float* x, int64_t n, int64_t first, float max, const Sampling& row, Best* best) {
-  draw_from(Logits{row}, x, n, first, max, best);
+  draw_from(Logits{row}, x, n, first, max, Single{best});
+}
+
+static void k_contend(const float* x, int64_t n, int64_t first, float max, const Sampling& row, float floor, Contenders* all) {
+  draw_from(Logits{row}, x, n, first, max, Several{all, floor});
 }
 
 static void k_draw_state(const float* x, int64_t n, int64_t first, float max, const StateDraw& row, Best* best) {
-  draw_from(States{row}, x, n, first, max, best);
+  draw_from(States{row}, x, n, first, max, Single{best});
 }
