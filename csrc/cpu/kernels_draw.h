@@ -21,6 +21,12 @@ struct Logits {
   }
   bool counts(float x) const { return x >= row.keep && x != -INFINITY; }
   float value(float x) const { return (x - row.m) / row.temperature; }
+  // Not even with the largest draw of a word with so many leading zeros: u >= 2^-n, so -log(-log(1 - u)) <= n log(2). Two
+  // logarithms less for most words that the bound of a whole chunk lets through.
+  bool hopeless(float x, uint32_t word, float best) const {
+    const int n = __builtin_clzll(2 * uint64_t(word) + 1) - 30;  // 33 for a word of 0
+    return value(x) + 0.69314718f * float(n) + 1e-3f < best;
+  }
 };
 
 // ... or the logarithm of a state's weight, which grows with its log score x and is at most x + log_slope.
@@ -37,6 +43,7 @@ struct States {
     return x - 1e-5f * (fabsf(x) + fabsf(best) + fabsf(row.log_slope));
   }
   bool counts(float) const { return true; }
+  bool hopeless(float, uint32_t, float) const { return false; }  // its value takes longer than the draw
   float value(float x) const { return log_weight(weight_of(row.weights, exp(double(x)))); }
 };
 
@@ -142,6 +149,7 @@ static inline void draw_from(const Terms& terms, const float* x, int64_t n, int6
         const int64_t at = i + 4 * lane + k;
         if (stored[k][lane] > limit || !(x[at] >= lowest)) continue;
         const float before = found.reach();
+        if (terms.hopeless(x[at], stored[k][lane], before)) continue;
         if (terms.counts(x[at])) found.take(terms, x[at], first + at, stored[k][lane]);
         if (found.reach() > before) {
           limit = largest_word(bound, found.reach());
