@@ -5,8 +5,30 @@ from dlm_samplers.guarantees import Guarantee
 from dlm_samplers.lengths import DAEDAL, LengthRule
 from dlm_samplers.models import ModelMismatchError, ModelSpec, Probe, probe
 from dlm_samplers.output import GenerationInterrupted, SamplerOutput
-from dlm_samplers.policies import AncestralUnmask, EntropyBound, EventDriven, Factor, FixedQuota, Policy, Threshold
-from dlm_samplers.remask import CappedThreshold, Remask, ReMDM, Revocation, ShadowVerify
+from dlm_samplers.policies import (
+    AdaBlock,
+    AncestralUnmask,
+    EntropyBound,
+    EventDriven,
+    ExploreOne,
+    Factor,
+    FixedQuota,
+    PCSampler,
+    Policy,
+    Saber,
+    Threshold,
+    background_frequencies,
+)
+from dlm_samplers.remask import (
+    CappedThreshold,
+    ConfidenceDrop,
+    Remask,
+    ReMDM,
+    Revocation,
+    SelfPlanning,
+    ShadowVerify,
+    TokenEditing,
+)
 from dlm_samplers.sampler import DreamSampler, LLaDASampler, Sampler
 from dlm_samplers.schedules import Linear, Schedule, TimeGrid
 from dlm_samplers.state import SamplerState
@@ -14,15 +36,18 @@ from dlm_samplers.stopping import EndOfText, Prophet, SchED, StableAndConfident,
 
 __all__ = [
     "DAEDAL",
+    "AdaBlock",
     "AncestralUnmask",
     "BlockCache",
     "Cache",
     "CappedThreshold",
+    "ConfidenceDrop",
     "DreamSampler",
     "DualCache",
     "EndOfText",
     "EntropyBound",
     "EventDriven",
+    "ExploreOne",
     "Factor",
     "FixedQuota",
     "GenerationInterrupted",
@@ -32,6 +57,7 @@ __all__ = [
     "Linear",
     "ModelMismatchError",
     "ModelSpec",
+    "PCSampler",
     "Policy",
     "PrefixCache",
     "Probe",
@@ -39,15 +65,19 @@ __all__ = [
     "ReMDM",
     "Remask",
     "Revocation",
+    "Saber",
     "Sampler",
     "SamplerOutput",
     "SamplerState",
     "SchED",
     "Schedule",
+    "SelfPlanning",
     "ShadowVerify",
     "StableAndConfident",
     "StoppingRule",
     "Threshold",
     "TimeGrid",
+    "TokenEditing",
+    "background_frequencies",
     "probe",
 ]

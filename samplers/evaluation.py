@@ -37,6 +37,8 @@ class Evaluation:
     head: Head | None = None
     companions: Evaluation | None = None
     """Of the columns beside the canvas, [B, S], in their own order; their noise is that of the columns they accompany."""
+    temperature: float = 1.0
+    """Of the distribution that the statistics describe: 1, or the sampling temperature."""
 
     @property
     def logits(self) -> Tensor:
@@ -52,7 +54,11 @@ class Evaluation:
         return by_position(self.output, self.shift, function)
 
     def log_probability(self, tokens: Tensor) -> Tensor:
-        """float32 [B, L]: log-probability at temperature 1 of `tokens` [B, L], where `scored`."""
+        """float32 [B, L]: log-probability of `tokens` [B, L] in the distribution that the statistics describe, where `scored`.
+
+        Where that distribution is filtered, a token that top-k or top-p leaves out has the value it would have if it were
+        added to what they keep.
+        """
 
         def logit(rows: Tensor, at: slice) -> Tensor:
             chosen = tokens[:, at]
@@ -61,7 +67,7 @@ class Evaluation:
             value = (rows * self.head.weight[chosen]).sum(-1).float()
             return value if self.head.bias is None else value + self.head.bias[chosen].float()
 
-        return self.by_position(logit) - self.scores.logsumexp
+        return self.by_position(logit) / self.temperature - self.scores.logsumexp
 
 
 def by_position(output: Tensor, shift: int, function: Callable[[Tensor, slice], Tensor]) -> Tensor:

@@ -7,21 +7,29 @@ import torch
 from fakes import SpikeModel, TableModel
 
 from dlm_samplers import (
+    AdaBlock,
     AncestralUnmask,
     DreamSampler,
     EndOfText,
     EntropyBound,
     EventDriven,
+    ExploreOne,
     Factor,
     FixedQuota,
     GenerationInterrupted,
     Guarantee,
     LLaDASampler,
     ModelSpec,
+    PCSampler,
+    Saber,
     Threshold,
+    background_frequencies,
 )
 
+FREQUENCIES = background_frequencies([range(23), [1, 2, 3] * 20], vocabulary=23)
 POLICIES = [
+    AdaBlock((5, 6, 7, 8), tau_d=0.1, inner=Threshold(0.6)),
+    AdaBlock((5, 6, 7, 8), tau_d=0.1, inner=FixedQuota("margin", tokens_per_step=2)),
     FixedQuota(),
     FixedQuota("margin", tokens_per_step=3),
     FixedQuota("entropy", tokens_per_step=2),
@@ -30,9 +38,17 @@ POLICIES = [
     AncestralUnmask(),
     Threshold(0.6),
     Factor(1.0),
+    Factor(1.0, upstream_quirk=True),
     EntropyBound(0.5),
+    EntropyBound(0.5, statistics="sampling"),
     EventDriven(6),
     EventDriven(),
+    ExploreOne(Threshold(0.6)),
+    ExploreOne(AdaBlock((5, 6, 7, 8), tau_d=0.1)),
+    ExploreOne(FixedQuota("margin")),
+    PCSampler(FREQUENCIES),
+    PCSampler(FREQUENCIES, inner=FixedQuota(tokens_per_step=2)),
+    Saber(),
 ]
 SAMPLERS = [LLaDASampler, DreamSampler]
 
