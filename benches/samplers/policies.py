@@ -11,7 +11,21 @@ from dlm_benches.demo.measure import BATCH, TEST_SEED, TOLERANCE, Tally, answer,
 from dlm_benches.demo.methods import Method, ours, published
 from dlm_benches.tiny.model import TinyDLM
 from dlm_benches.tiny.tasks import TASKS
-from dlm_samplers import EntropyBound, Factor, FixedQuota, Policy, Threshold
+from dlm_samplers import (
+    Credit,
+    Dilated,
+    EntropyBound,
+    Factor,
+    FixedQuota,
+    Hierarchical,
+    KLStable,
+    LocalLeap,
+    Margin,
+    Policy,
+    SlowFast,
+    Spaced,
+    Threshold,
+)
 
 GOALS = {"bounded at 6x fewer": ("bounded", 6.0), "any at 12x fewer": (None, 12.0)}
 """Of what the last lines count the tasks: guarantee at least as strong, and how many times fewer forwards."""
@@ -36,6 +50,15 @@ def policies() -> list[Policy]:
         *(Threshold(tau) for tau in (0.7, 0.9, 0.95, 0.99)),
         *(Factor(f) for f in (0.25, 0.5, 1.0)),
         *(EntropyBound(gamma) for gamma in (0.01, 0.1, 0.3)),
+        *(Margin(tau) for tau in (0.8, 0.95)),
+        *(KLStable(tau) for tau in (0.6, 0.9)),
+        *(Credit(tau) for tau in (0.9, 0.95)),
+        Hierarchical(),
+        LocalLeap(),
+        SlowFast(),
+        Dilated(),
+        *(Spaced(Threshold(tau)) for tau in (0.7, 0.9)),
+        Spaced(Factor()),
     ]
 
 
