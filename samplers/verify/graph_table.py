@@ -1,8 +1,8 @@
 """How often the walk of the confidence order comes through a set of positions.
 
-Sets as binary digits over the order of the last scores; measured on the bundled reasoning model, 12 calibration questions a task,
-by `dlm_benches.samplers.drafts.calibrate`, which picks them greedily, the most useful first. Where a walk goes, a call's own walks
-soon tell; the table is where it starts from.
+Sets as binary digits over the order of the last scores; measured on the bundled reasoning model, 12 calibration questions a
+task, by `dlm_benches.samplers.drafts.calibrate`, which picks them greedily, the most useful first. Where a walk goes, a call's
+own walks soon tell; the table is where it starts from.
 """
 
 # fmt: off
