@@ -70,9 +70,10 @@ class FixedQuota(Policy):
         return state.active & (self.schedule.quota(state) > 0)[:, None]
 
     def outlook(self, scores: TokenScores, state: SamplerState) -> Outlook | None:
-        if self.tokens_per_step is None or self.order_temperature > 0:
+        per_step = self.schedule.constant(state) if self.tokens_per_step is None else self.tokens_per_step
+        if per_step is None or self.order_temperature > 0:
             return None
-        return Outlook(self.preference(scores, state), self.tokens_per_step, self.order_is_fixed)
+        return Outlook(self.preference(scores, state), per_step, self.order_is_fixed)
 
     def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
         quota = self.schedule.quota(state) if self.tokens_per_step is None else self.tokens_per_step

@@ -15,3 +15,7 @@ class Schedule(ABC):
     @abstractmethod
     def quota(self, state: SamplerState) -> Tensor:
         """int64 [B]: tokens to commit in this step. Reads `block_step`, `block_masks` and `steps_per_block`."""
+
+    def constant(self, state: SamplerState) -> int | None:
+        """The quota of every step that finds masks, where it is the same for all rows throughout the call."""
+        return None

@@ -21,3 +21,7 @@ class Linear(Schedule):
         n, steps = state.block_masks, state.steps_per_block
         assert steps is not None
         return n // steps + (state.block_step < n % steps)
+
+    def constant(self, state: SamplerState) -> int | None:
+        block, steps = state.block_length, state.steps_per_block
+        return 1 if block is not None and steps is not None and steps >= block else None

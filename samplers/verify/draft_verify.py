@@ -43,8 +43,8 @@ class DraftVerify(Verify):
     policies that decide how many to commit.
 
     width: canvases evaluated for a row in one forward. "auto" times the model at widths 1, 2, 4, 8 and 16 on first use and
-        takes the width with the most expected steps per second, often 1 where the model is not bound by its weights. It and
-        the drafts read device values, about every fourth forward. No width changes a token.
+        takes the width with the most expected steps per second, often 1 where the model is not bound by its weights. No
+        width changes a token. How much is left and how drafts fared is read from the device, every fourth forward.
     guard: at temperature 0, a step on the walk that a change of this much in a probability or an order score could turn is
         computed again for the row alone, as a batch of one without padding. A model whose arithmetic depends on the batch's
         shape then gives the tokens of that shape, in any batch, if its shapes differ by less. One look at the device a

@@ -86,3 +86,15 @@ class MoodyModel(FirmModel):
     """Says the same for some commits, then something else: drafts hold for a while."""
 
     changes_mind_after = 5
+
+
+class FickleModel(FirmModel):
+    """Keeps its favourite token for each position, and is sure of it now more, now less: only the order wavers."""
+
+    def __call__(self, tokens, attention_mask=None, tok_idx=None):
+        logits = super().__call__(tokens).logits
+        committed = (tokens != self.mask).sum(1, keepdim=True)
+        place = torch.arange(tokens.shape[1])
+        sure = 2.0 + ((place * 7919 + committed * 104729) * 1299709 % MODULUS % 97) / 20
+        favourite = logits[..., : self.mask].argmax(-1, keepdim=True)
+        return SimpleNamespace(logits=logits.scatter_add_(-1, favourite, sure[..., None]))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from fakes import FirmModel, MoodyModel, SpikeModel, TableModel
+from fakes import FickleModel, FirmModel, MoodyModel, SpikeModel, TableModel
 
 from dlm_kernels import InvalidArgumentError
 from dlm_samplers import (
@@ -44,7 +44,7 @@ POLICIES = [
     Factor(1.0),
     EntropyBound(0.5),
 ]
-MODELS = [TableModel, SpikeModel, MoodyModel, FirmModel]
+MODELS = [TableModel, SpikeModel, MoodyModel, FickleModel]
 WIDTHS = [1, 2, 5, 16, "auto"]
 
 
@@ -116,14 +116,16 @@ def test_every_walked_state_has_the_step_and_block_it_has_in_the_sequential_walk
     assert stopped > 4, "the rule has to bite for this test to mean something"
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("model_class", [MoodyModel, FickleModel])
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
-def test_each_forward_ends_on_a_canvas_of_the_sequential_walk(policy):
-    model = MoodyModel(5)
-    settings = {"max_new_tokens": 24, "block_length": 9, "temperature": 1.0, "seed": 2, "return_history": True}
-    prompts = prompts_of(model, 3, rows=3)
+def test_each_forward_ends_on_a_canvas_of_the_sequential_walk(policy, model_class, temperature):
+    model = model_class(5)
+    settings = {"max_new_tokens": 24, "block_length": 9, "temperature": temperature, "seed": 2, "return_history": True}
+    prompts = prompts_of(model, 3)
     sequential = LLaDASampler(model, policy=policy).generate(prompts, **settings).history
-    verified = LLaDASampler(model, policy=policy, verify=DraftVerify(6)).generate(prompts, **settings).history
-    for row in range(3):
+    verified = LLaDASampler(model, policy=policy, verify=DraftVerify(12)).generate(prompts, **settings).history
+    for row in range(5):
         walk = [tuple(canvas[row].tolist()) for canvas in sequential]
         places = [walk.index(tuple(canvas[row].tolist())) for canvas in verified]
         assert places == sorted(places)
