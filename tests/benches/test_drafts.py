@@ -4,23 +4,25 @@ import pytest
 import torch
 
 from dlm_benches.samplers import drafts
-from dlm_benches.samplers.command import reasoning
+from dlm_benches.tiny.load import load
 from dlm_samplers import FixedQuota
 
 
 @pytest.fixture(scope="module")
 def model():
-    return reasoning()
+    return load("reasoning")
 
 
 def test_the_document_counts_what_was_asked(model, monkeypatch):
     monkeypatch.setattr(drafts, "BATCHES_TIMED", (1,))
+    monkeypatch.setattr(drafts, "TEXT_PROMPTS", 1)
     monkeypatch.setattr(drafts, "policies", lambda: [FixedQuota("random", tokens_per_step=1)])
     advanced, tables = [], []
     with torch.inference_mode():
         document = drafts.run(model, 2, ["copy"], advance=lambda: advanced.append(1), show=tables.append)
     assert len(advanced) == drafts.steps(2, ["copy"]) == 2
-    assert len(tables) == 2
+    assert len(tables) == 3
+    assert [row["n"] for row in document["text"]] == [1, 1]
     for row in document["rows"]:
         assert row["equal_to_sequential"] == row["n"] == 2
         assert row["sequential_forwards"] == 2 * drafts.NEW_TOKENS
