@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests" / "kernels"
 # Those of ops that have GPU kernels, and the graph test. The others check the host's side or CPU backends.
 FILES = (
-    *("score_tokens", "score_hidden", "select_positions", "denoise_step", "commit", "revoke"),
+    *("score_tokens", "score_hidden", "select_positions", "denoise_step", "step_buffers", "commit", "revoke"),
     *("absorbing_step", "uniform_step", "score_entropy_step", "gaussian_step"),
     *("nearest_embedding", "topk_kl", "cosine_rows", "rows_changed", "gather_rows", "scatter_rows"),
     "cuda_graph",

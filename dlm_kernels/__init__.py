@@ -3,13 +3,13 @@
 from dlm_kernels.absorbing_step import absorbing_step_
 from dlm_kernels.commit import commit_
 from dlm_kernels.cosine_rows import cosine_rows
-from dlm_kernels.denoise_step import denoise_step_
+from dlm_kernels.denoise_step import denoise_step_, step_buffers
 from dlm_kernels.dispatch import use_backend
 from dlm_kernels.errors import BackendUnavailableError, DLMKernelsError, InvalidArgumentError, KernelCompilationError
 from dlm_kernels.gather_rows import gather_rows
 from dlm_kernels.gaussian_step import gaussian_step_
 from dlm_kernels.nearest_embedding import nearest_embedding
-from dlm_kernels.results import NearestRows, RevokeStats, StepStats, TokenScores, TopK
+from dlm_kernels.results import NearestRows, RevokeStats, StepBuffers, StepStats, TokenScores, TopK
 from dlm_kernels.revoke import revoke_
 from dlm_kernels.rng import keyed_uniform
 from dlm_kernels.rows_changed import rows_changed
@@ -31,6 +31,7 @@ __all__ = [
     "KernelCompilationError",
     "NearestRows",
     "RevokeStats",
+    "StepBuffers",
     "StepStats",
     "TokenScores",
     "TopK",
@@ -50,6 +51,7 @@ __all__ = [
     "score_hidden_parallel",
     "score_tokens",
     "select_positions",
+    "step_buffers",
     "topk_kl",
     "uniform_step_",
     "use_backend",

@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, NamedTuple
 
 import torch
@@ -139,7 +139,8 @@ def has_kernel(op: str, backend: str) -> bool:
 
 
 def _module(op: str, backend: str) -> str:
-    return f"dlm_kernels.{backend}.{op.rstrip('_')}"
+    """`step_` and `step_out_`, which writes into memory of the caller's, are two forms of an op and share its file."""
+    return f"dlm_kernels.{backend}.{op.rstrip('_').removesuffix('_out')}"
 
 
 def candidates(op: str, device_type: str) -> list[str]:
@@ -176,8 +177,13 @@ def kernel(op: str, name: str) -> Callable[..., Any]:
     """The function of backend `name` that carries out `op`; see `library.py` for its arguments."""
     function = _TABLE.get((op, name))
     if function is None:
-        function = _TABLE[op, name] = getattr(import_module(_module(op, name)), op)
+        function = _TABLE[op, name] = getattr(module(op, name), op)
     return function
+
+
+def module(op: str, name: str) -> ModuleType:
+    """The file of backend `name` that has `op`."""
+    return import_module(_module(op, name))
 
 
 def give_up(op: str, name: str, error: KernelCompilationError) -> None:

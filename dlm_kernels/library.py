@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dlm_kernels import dispatch
 from dlm_kernels.errors import KernelCompilationError
+from dlm_kernels.results import empty_stats
 
 NAMESPACE = "dlm_kernels"
 
@@ -25,6 +26,7 @@ SCORING = (
 )
 KEYS = "Tensor seed, Tensor row_ids, Tensor step"
 RULES = "Tensor? quota, Tensor? threshold, Tensor? factor, Tensor? entropy_bound"
+STEP = f"Tensor(a!) tokens, Tensor logits, int mask_id, {SCORING}, str score, {RULES}, Tensor at_least, bool strict"
 
 SCHEMAS = {
     "score_tokens": f"(Tensor logits, {SCORING}, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -36,10 +38,7 @@ SCHEMAS = {
         f"(Tensor score, Tensor eligible, {RULES}, Tensor? entropy, Tensor at_least, bool strict, str backend) -> Tensor"
     ),
     "commit_": "(Tensor(a!) tokens, Tensor proposal, Tensor selected, str backend) -> ()",
-    "denoise_step_": (
-        f"(Tensor(a!) tokens, Tensor logits, int mask_id, {SCORING}, str score, {RULES}, Tensor at_least, bool strict, "
-        "str backend) -> (Tensor, Tensor, Tensor, Tensor)"
-    ),
+    "denoise_step_": f"({STEP}, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     "keyed_uniform": "(Tensor seed, Tensor row_ids, Tensor step, int stream, str backend) -> Tensor",
     "revoke_": (
         "(Tensor(a!) tokens, Tensor confidence, int mask_id, Tensor? eligible, Tensor? threshold, Tensor? quota, "
@@ -70,6 +69,14 @@ SCHEMAS = {
     "cosine_rows": "(Tensor a, Tensor b, str backend) -> Tensor",
     "gather_rows": "(Tensor source, Tensor positions, str backend) -> Tensor",
     "scatter_rows_": "(Tensor(a!) target, Tensor positions, Tensor rows, str backend) -> ()",
+}
+
+# Ops once more, writing into memory of the caller's.
+OUT_FORMS = {
+    "denoise_step_out_": (
+        f"({STEP}, Tensor(b!) committed, Tensor(c!) remaining, Tensor(d!) confidence, Tensor(e!) selected, "
+        "Tensor(f!)[] scratch, str backend) -> ()"
+    ),
 }
 
 
@@ -103,13 +110,7 @@ def _fake_nothing(*_: Any) -> None:
 
 
 def _fake_denoise_step_(tokens: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    rows, shape = tokens.shape[:1], tokens.shape
-    return (
-        tokens.new_empty(rows, dtype=torch.int32),
-        tokens.new_empty(rows, dtype=torch.int32),
-        tokens.new_empty(shape, dtype=torch.float32),
-        tokens.new_empty(shape, dtype=torch.bool),
-    )
+    return tuple(empty_stats(tokens))
 
 
 def _fake_keyed_uniform(seed: Tensor, *_: Any) -> Tensor:
@@ -155,6 +156,7 @@ FAKES: dict[str, Callable[..., Any]] = {
     "select_positions": _fake_select_positions,
     "commit_": _fake_nothing,
     "denoise_step_": _fake_denoise_step_,
+    "denoise_step_out_": _fake_nothing,
     "keyed_uniform": _fake_keyed_uniform,
     "revoke_": _fake_revoke_,
     "absorbing_step_": _flags,
@@ -170,7 +172,7 @@ FAKES: dict[str, Callable[..., Any]] = {
 }
 
 _library = torch.library.Library(NAMESPACE, "DEF")
-for _op, _schema in SCHEMAS.items():
+for _op, _schema in (SCHEMAS | OUT_FORMS).items():
     _library.define(_op + _schema)
     _library.impl(_op, _implementation(_op), "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{_op}", FAKES[_op], lib=_library)

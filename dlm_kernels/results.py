@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -26,6 +27,16 @@ class StepStats(NamedTuple):
     selected: Tensor  # bool [B, L]
 
 
+class StepBuffers(NamedTuple):
+    """Memory of a denoising step, by `step_buffers`."""
+
+    stats: StepStats
+    scratch: tuple[Tensor, ...]  # the backend's, of no use afterwards
+    backend: str  # it and the shape are what the buffers fit
+    shape: tuple[int, ...]  # of the logits, [B, L, V]
+    layout: tuple[tuple[torch.dtype, tuple[int, ...]], ...]  # dtypes and shapes that stats and scratch were made with
+
+
 class RevokeStats(NamedTuple):
     """What was remasked."""
 
@@ -46,3 +57,14 @@ class TopK(NamedTuple):
     kl: Tensor  # fp32 [...], nats; inf if there was nothing before
     ids: Tensor  # int64 [..., k]
     log_probs: Tensor  # fp32 [..., k + 1], the last one that of all other tokens together
+
+
+def empty_stats(tokens: Tensor) -> StepStats:
+    """Memory for the statistics of a step on these tokens."""
+    rows, shape, device = tokens.shape[:1], tokens.shape, tokens.device
+    return StepStats(
+        torch.empty(rows, dtype=torch.int32, device=device),
+        torch.empty(rows, dtype=torch.int32, device=device),
+        torch.empty(shape, dtype=torch.float32, device=device),
+        torch.empty(shape, dtype=torch.bool, device=device),
+    )

@@ -153,6 +153,7 @@ def new_state(
         row_ids=(request_ids[:, None] << 32) | column,
         mask_id=spec.mask_id,
         block_length=block_length,
+        aligned_blocks=spec.block_length is not None,
         steps_per_block=steps_per_block,
         step=zero(),
         block_start=zero(),

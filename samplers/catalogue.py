@@ -10,29 +10,36 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 import dlm_samplers
+from dlm_samplers.caches import Cache
+from dlm_samplers.lengths import LengthRule
 from dlm_samplers.parts import Part
+from dlm_samplers.policies import Policy
+from dlm_samplers.remask import Remask
+from dlm_samplers.stopping import StoppingRule
+from dlm_samplers.verify import Verify
 
 BEGIN, END = "<!-- generated: python -m dlm_samplers.catalogue docs/methods.md -->", "<!-- end of generated -->"
-KINDS = {
-    "policies": "Policies: what commits",
-    "remask": "Remasking: what is taken back or replaced",
-    "stopping": "Stopping: when a row is done",
-    "lengths": "Length: how long a row gets",
-    "verify": "Verification: several steps in one forward",
+KINDS: dict[type[Part], str] = {
+    Policy: "Policies: what commits",
+    Cache: "Caches: what a forward computes",
+    Remask: "Remasking: what is taken back or replaced",
+    StoppingRule: "Stopping: when a row is done",
+    LengthRule: "Length: how long a row gets",
+    Verify: "Verification: several steps in one forward",
 }
 
 HEADER = ("| class | what it does | source | preserves | because |", "|---|---|---|---|---|")
 
 
-def parts() -> Iterator[tuple[str, type[Part]]]:
+def parts() -> Iterator[tuple[type[Part], type[Part]]]:
     """(kind, class) of every plug-in that `dlm_samplers` exports, by kind and name."""
-    found = [
-        (cls.__module__.split(".")[1], cls)
-        for cls in vars(dlm_samplers).values()
-        if inspect.isclass(cls) and issubclass(cls, Part) and not inspect.isabstract(cls) and hasattr(cls, "guarantee")
-    ]
-    order = list(KINDS)
-    yield from sorted(found, key=lambda pair: (order.index(pair[0]), pair[1].__name__))
+    exported = sorted(
+        (cls for cls in vars(dlm_samplers).values() if inspect.isclass(cls)), key=lambda cls: cls.__name__
+    )
+    for kind in KINDS:
+        for cls in exported:
+            if issubclass(cls, kind) and not inspect.isabstract(cls) and hasattr(cls, "guarantee"):
+                yield kind, cls
 
 
 def markdown() -> str:

@@ -29,10 +29,20 @@ class Evaluation:
     """Statistics [B, L], meaningful where `scored`."""
     scored: Tensor
     """bool [B, L]."""
+    masked: Tensor
+    """bool [B, L]: positions still to be filled, as the forward saw the canvases."""
     output: Tensor
     """Logits [B, L, V], or hidden states [B, L, D] when `head` is given; row i belongs to position i + shift."""
     shift: int
     head: Head | None = None
+    columns: Tensor | int = 0
+    """Columns of each row's canvas that the forward computed, int64 [B] or one number."""
+    companions: Evaluation | None = None
+    """Of the columns beside the canvas, [B, S], in their own order; their noise is that of the columns they accompany."""
+    drawn: bool = False
+    """True above temperature 0, where `scores.token` need not be the likeliest."""
+    greedy: TokenScores | None = None
+    """Scores at temperature 0 and without filters, whatever the tokens are drawn from. For parts with `needs_greedy`."""
 
     @property
     def logits(self) -> Tensor:

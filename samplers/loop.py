@@ -1,4 +1,4 @@
-"""One step of the rows of a state: forward, score, select, commit, remask, stop."""
+"""One step of the rows of a state: forward, score, select, commit, remask, stop, lengthen."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dlm_kernels import commit_, revoke_
+from dlm_kernels import InvalidArgumentError, commit_, revoke_
 from dlm_samplers.canvas import check_vocabulary
 from dlm_samplers.evaluation import Evaluation
 from dlm_samplers.models.adapter import LogitsProcessor
 from dlm_samplers.parts import Part
-from dlm_samplers.remask.base import revisable
+from dlm_samplers.remask.base import Companions, revisable
 from dlm_samplers.state import SamplerState
 
 if TYPE_CHECKING:
     from dlm_samplers.run import Run
     from dlm_samplers.sampler import Sampler
+
+
+UNFILTERED = {"top_k": 0, "top_p": 1.0}
+GREEDY = {"temperature": 0.0, "confidence": "model", **UNFILTERED}
 
 
 @dataclass
@@ -34,13 +38,16 @@ class Loop:
     def __post_init__(self) -> None:
         sampler = self.sampler
         self.parts: tuple[Part, ...] = sampler.parts
-        self.keyed_by_step = sampler.policy.keyed_by_step or sampler.remask is not None
+        # A position that is filled twice, or a column that another position moves to, needs noise of its own.
+        self.keyed_by_step = sampler.policy.keyed_by_step or sampler.remask is not None or sampler.length is not None
         self.from_hidden = (
             sampler.adapter.head is not None
             and self.processor is None
             and not self.cfg_scale
             and not any(part.needs_logits for part in self.parts)
         )
+        # A processor may count its calls; a model that sees time says something else in the next step.
+        self.foresees = sampler.policy.foresees and self.processor is None and not sampler.spec.sees_time
         self.checked_vocabulary = sampler.spec.vocab_size is not None
         self.verified_steps = None if sampler.verify is None else sampler.verify.begin(self)
 
@@ -54,9 +61,11 @@ class Loop:
         if self.verified_steps is not None:
             self.verified_steps(state)
             return
-        policy = self.sampler.policy
+        policy, length = self.sampler.policy, self.sampler.length
+        if length is not None:
+            state.active = state.active & ~length.waiting(state)[:, None]
         candidates = policy.candidates(state)
-        if not policy.foresees or self.processor is not None:  # a processor may count its calls
+        if not self.foresees:
             self._forward_and_commit(state, candidates)
         else:
             busy = candidates.any(-1)
@@ -83,7 +92,13 @@ class Loop:
             scored = scored if more is None else scored | more
         valid = state.valid if self.run.padded and not unpadded else None
         shift, head = sampler.spec.logit_shift, None
-        if self.from_hidden:
+        companions, beside = None if sampler.remask is None else sampler.remask.companions(state), None
+        computed: Tensor | int = state.width
+        if companions is not None:
+            output, beside = self._forward_beside(state, companions)
+        elif sampler.cache is not None:
+            (output, computed), head = sampler.cache.forward(adapter, state), adapter.head
+        elif self.from_hidden:
             output, head = adapter.hidden(state.tokens, valid), adapter.head
         elif self.cfg_scale:
             output = adapter.guided(state.tokens, state.editable, valid, self.cfg_scale)
@@ -95,13 +110,45 @@ class Loop:
             self.checked_vocabulary = True
         if self.processor is not None:
             output, shift = self.processor(state.tokens, adapter.align(output)), 0
-        unscored = Evaluation(scores=None, scored=scored, output=output, shift=shift, head=head)  # type: ignore[arg-type]
+        unscored = Evaluation(
+            scores=None,  # type: ignore[arg-type]
+            scored=scored,
+            masked=state.masked(),
+            output=output,
+            shift=shift,
+            head=head,
+            companions=beside,
+            columns=computed,
+            drawn=self.scoring["temperature"] > 0,
+        )
         scores = sampler.score(unscored, state, self._keys(state) | self.scoring)
-        return replace(unscored, scores=scores)
+        greedy = None
+        if any(part.needs_greedy for part in self.parts):
+            filtered = self.scoring["confidence"] == "sampling" and not self.scoring.items() >= UNFILTERED.items()
+            same = not unscored.drawn and not filtered
+            greedy = scores if same else sampler.score(unscored, state, self._keys(state) | self.scoring | GREEDY)
+        return replace(unscored, scores=scores, greedy=greedy)
 
-    def account(self, state: SamplerState) -> None:
+    def _forward_beside(self, state: SamplerState, companions: Companions) -> tuple[Tensor, Evaluation]:
+        """The output of the canvas, and what the companions say."""
+        if self.cfg_scale:
+            raise InvalidArgumentError(
+                f"cfg_scale must be 0 with {type(self.sampler.remask).__name__}, which shows the model more than a canvas; "
+                f"got {self.cfg_scale}"
+            )
+        column, width = companions.column, state.width
+        tokens = torch.cat([state.tokens, torch.full_like(column, state.mask_id)], dim=1)
+        position_ids = torch.cat([state.column.expand_as(state.tokens), column], dim=1)
+        output = self.sampler.adapter.attend(tokens, companions.attention, position_ids)
+        masked = torch.zeros_like(companions.scored)
+        unscored = Evaluation(None, companions.scored, masked, output[:, width:], 0)  # type: ignore[arg-type]
+        keys = self._keys(state) | {"row_ids": state.row_ids.gather(1, column)}
+        scores = self.sampler.score(unscored, state, keys | self.scoring)
+        return output[:, :width], replace(unscored, scores=scores)
+
+    def account(self, state: SamplerState, evaluation: Evaluation) -> None:
         """Counts one forward of `state`."""
-        self.run.count(state, 2 if self.cfg_scale else 1)
+        self.run.count(state, 2 if self.cfg_scale else 1, evaluation.columns)
 
     def choose(self, evaluation: Evaluation, state: SamplerState) -> tuple[Evaluation, Tensor]:
         """The scores as the policy sees them, and bool [B, L]: what commits."""
@@ -114,6 +161,8 @@ class Loop:
         """Applies the stopping rules to the canvases after the commit."""
         for rule in self.sampler.stopping:
             stopped = rule.stop(state, self.sampler.spec, evaluation) & state.live
+            if self.sampler.length is not None:
+                stopped &= ~self.sampler.length.waiting(state)
             if rule.fills:
                 rest = state.masked() & stopped[:, None] & evaluation.scored
                 commit_(state.tokens, evaluation.scores.token, rest, backend=self.sampler.backend)
@@ -121,7 +170,7 @@ class Loop:
 
     def _forward_and_commit(self, state: SamplerState, candidates: Tensor) -> None:
         evaluation = self.evaluate(state, candidates)
-        self.account(state)
+        self.account(state, evaluation)
         self.run.note_nan(state, evaluation.scores.confidence, evaluation.scored)
         evaluation, chosen = self.choose(evaluation, state)
         remask, backend = self.sampler.remask, self.sampler.backend
@@ -146,6 +195,9 @@ class Loop:
                 **self._keys(state, position_step=True),
             )
         self.stop(state, evaluation)
+        if self.sampler.length is not None:
+            state.insert_masks(*self.sampler.length.insertions(state, self.sampler.spec, evaluation))
+            self.run.padded = not bool(state.valid.all())
 
     def _keys(self, state: SamplerState, position_step: bool = False) -> dict[str, Tensor]:
         step = state.step if self.keyed_by_step or position_step else torch.zeros_like(state.step)

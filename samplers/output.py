@@ -16,6 +16,7 @@ class SamplerOutput:
     nfe: int64 [B], model evaluations in which the row took part (2 a step under classifier-free guidance): its latency.
     canvases: int64 [B], canvases evaluated for the row: its cost. As nfe, except under `verify`, which evaluates several in
         one forward.
+    positions: int64 [B], canvas columns that the model computed for the row, padding included: what a cache saves.
     generated: int64 [B], tokens generated, up to and including the end-of-text token.
     finished: bool [B]; False only in the output carried by `GenerationInterrupted`.
     completions: per row the generated tokens, int64 [n], without prompt, end-of-text token and what follows it.
@@ -25,6 +26,7 @@ class SamplerOutput:
     sequences: Tensor
     nfe: Tensor
     canvases: Tensor
+    positions: Tensor
     generated: Tensor
     finished: Tensor
     completions: list[Tensor]

@@ -23,6 +23,9 @@ class Part:
     needs_logits: ClassVar[bool] = False
     """True for a part that reads more of the vocabulary than `TokenScores`; without it a sampler may leave the logits out."""
 
+    needs_greedy: ClassVar[bool] = False
+    """True for a part that reads `Evaluation.greedy`: above temperature 0 this scores the positions a second time."""
+
     def __str__(self) -> str:
         """The call that makes it, defaults left out."""
         given = (

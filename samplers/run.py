@@ -21,6 +21,7 @@ class Run:
         self.tokens = everything.tokens.clone()
         self.editable, self.length = everything.editable.clone(), everything.length.clone()
         self.nfe = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.positions = torch.zeros_like(self.nfe)
         self.canvases = torch.zeros_like(self.nfe)
         self.done = torch.zeros(rows, dtype=torch.bool, device=device)
         self.nan = torch.zeros(rows, dtype=torch.bool, device=device)
@@ -68,11 +69,13 @@ class Run:
         found = (confidence.isnan() & scored).any(-1)
         self.nan |= torch.zeros_like(self.nfe).index_add_(0, state.index, found.long()) > 0
 
-    def count(self, state: SamplerState, evaluations: int) -> None:
-        """One forward of `state`, in which a request may have several rows."""
-        rows = torch.zeros_like(self.nfe).index_add_(0, state.index, state.live.long())
+    def count(self, state: SamplerState, evaluations: int, columns: Tensor | int) -> None:
+        """One forward of `state`, in which a request may have several rows, over `columns` of each."""
+        live = state.live.long()
+        rows = torch.zeros_like(self.nfe).index_add_(0, state.index, live)
         self.nfe += evaluations * (rows > 0)
         self.canvases += evaluations * rows
+        self.positions.index_add_(0, state.index, evaluations * columns * live)
 
     def open_positions(self) -> int:
         """Masked positions of the whole call."""
@@ -111,6 +114,7 @@ class Run:
         return SamplerOutput(
             sequences=to_caller_layout(tokens, self.length, prompts),
             nfe=self.nfe,
+            positions=self.positions,
             canvases=self.canvases,
             generated=kept.sum(-1),
             finished=done,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from dlm_kernels import InvalidArgumentError, TokenScores
+from dlm_samplers.caches import Cache
+from dlm_samplers.caches.attention import window_attention
 from dlm_samplers.canvas import new_state, read_prompts
 from dlm_samplers.evaluation import Evaluation
 from dlm_samplers.guarantees import Guarantee
+from dlm_samplers.lengths import LengthRule
 from dlm_samplers.loop import Loop
 from dlm_samplers.models import Adapter, ModelSpec
 from dlm_samplers.models.adapter import LogitsProcessor
@@ -40,9 +43,11 @@ class Sampler:
     """Generates text with a masked diffusion language model. Use a subclass, which knows a family's conventions.
 
     model: any callable `model(input_ids [B, L], attention_mask=...) -> logits [B, L, V] or an object with .logits`.
-    policy: which positions commit in a step; default: the family's published sampler.
+    policy: which positions commit in a step; default: the one that `remask` brings, or the family's published sampler.
+    cache: which positions a forward computes, the others' keys and values being kept.
     remask: which committed tokens are taken back or replaced.
     stopping: rules that finish a row early.
+    length: rule by which rows start short and grow up to max_new_tokens; default: all of it at once.
     verify: makes several steps of one forward; the same tokens.
     spec: how to call the model; default: from mask_id, eos_id and `model.config`.
     backend: kernel backend, see `dlm_kernels.use_backend`; None chooses by device.
@@ -58,8 +63,10 @@ class Sampler:
         model: Callable[..., Any],
         *,
         policy: Policy | None = None,
+        cache: Cache | None = None,
         remask: Remask | None = None,
         stopping: Iterable[StoppingRule] = (),
+        length: LengthRule | None = None,
         verify: Verify | None = None,
         spec: ModelSpec | None = None,
         mask_id: int | None = None,
@@ -72,13 +79,21 @@ class Sampler:
             raise InvalidArgumentError("mask_id and eos_id belong inside spec when spec is given")
         self.spec = spec
         self.adapter = Adapter(model, spec)
-        self.policy = self.default_policy() if policy is None else policy
-        if not isinstance(self.policy, Policy):
-            raise InvalidArgumentError(f"policy must be a Policy instance, got {policy!r}")
+        if cache is not None and not isinstance(cache, Cache):
+            raise InvalidArgumentError(f"cache must be a Cache instance, got {cache!r}")
+        self.cache = cache
         if remask is not None and not isinstance(remask, Remask):
             raise InvalidArgumentError(f"remask must be a Remask instance, got {remask!r}")
+        if policy is None:
+            policy = (remask.policy if remask is not None else None) or self.default_policy()
+        if not isinstance(policy, Policy):
+            raise InvalidArgumentError(f"policy must be a Policy instance, got {policy!r}")
+        self.policy = policy
         self.remask = remask
         self.stopping = tuple(stopping)
+        if length is not None and not isinstance(length, LengthRule):
+            raise InvalidArgumentError(f"length must be a LengthRule instance, got {length!r}")
+        self.length = length
         if verify is not None and not isinstance(verify, Verify):
             raise InvalidArgumentError(f"verify must be a Verify instance, got {verify!r}")
         self.verify = verify
@@ -88,9 +103,9 @@ class Sampler:
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """Policy, remasking, stopping rules and verification."""
-        optional = (self.remask, *self.stopping, self.verify)
-        return (self.policy, *(part for part in optional if part is not None))
+        """Policy, cache, remasking, length and stopping rules, verification."""
+        found = (self.policy, self.cache, self.remask, self.length, *self.stopping, self.verify)
+        return tuple(part for part in found if part is not None)
 
     def default_policy(self) -> Policy:
         """The family's published sampler."""
@@ -143,7 +158,7 @@ class Sampler:
         attention_mask: [B, P], 1 on real tokens, 0 on padding.
         editable: bool [B, P] (or a list of 1-D sequences): prompt positions to fill. Default: those that hold the mask
             token. With max_new_tokens=0 this is infilling.
-        max_new_tokens: length of the generated region, one number or one per row.
+        max_new_tokens: length of the generated region, one number or one per row; with a length rule the greatest.
         block_length: semi-autoregressive blocks of this many tokens; None: the whole canvas at once.
         steps: model evaluations for the whole generated region, spread evenly over its blocks; only for policies on a
             fixed schedule. Default: one token a step.
@@ -169,6 +184,12 @@ class Sampler:
         rows = prompts.tokens.shape[0]
         budget = _per_row("max_new_tokens", max_new_tokens, rows, device)
         block = self.default_block_length if block_length == "default" else block_length
+        if self.spec.block_length is not None:
+            block = self.spec.block_length if block_length == "default" else block
+            if block != self.spec.block_length:
+                raise InvalidArgumentError(
+                    f"block_length must be {self.spec.block_length}, the block of the model's attention; got {block!r}"
+                )
         if block is not None and (isinstance(block, bool) or not isinstance(block, int) or block < 1):
             raise InvalidArgumentError(f"block_length must be an int >= 1 or None, got {block!r}")
         seeds, requests = request_keys(seed, request_ids, generator, rows, device)
@@ -181,6 +202,9 @@ class Sampler:
             seed=seeds,
             request_ids=requests,
         )
+        if self.cache is not None and (cfg_scale or logits_processor is not None):
+            asked = "cfg_scale" if cfg_scale else "logits_processor"
+            raise InvalidArgumentError(f"{asked} needs logits of the whole canvas, so it goes without cache=")
         if temperature < 0 or temperature != temperature:
             raise InvalidArgumentError(f"temperature must be >= 0, got {temperature}")
         if not 0 < top_p <= 1:
@@ -206,12 +230,12 @@ class Sampler:
             part.start(state)
         run = Run(state, batch_size, return_history)
         loop = Loop(self, run, scoring, cfg_scale, logits_processor)
-        writer = StreamWriter(streamer, state) if streamer is not None else None
+        writer = StreamWriter(streamer, state, self.remask is not None) if streamer is not None else None
         check_every = STEPS_BETWEEN_CHECKS.get(device.type, DEFAULT_STEPS_BETWEEN_CHECKS)
         total = int(state.editable.sum()) if progress else 0
         step = 0
         try:
-            with progress_bar(total) if progress else nullcontext() as show:
+            with self._attention(), progress_bar(total) if progress else nullcontext() as show:
                 while run.next_batch():
                     state = run.state
                     for _ in range(check_every):
@@ -222,13 +246,13 @@ class Sampler:
                             writer.step(state)
                         run.record()
                         if show is not None:
-                            show(total - run.open_positions())
+                            show(max(total - run.open_positions(), 0))  # a length rule adds to both
                         state.enter_blocks()
                         step += 1
         except KeyboardInterrupt:
             raise GenerationInterrupted(run.output(self.spec, prompts, finished=False)) from None
         if writer is not None:
-            writer.end()
+            writer.end(run.tokens, int(run.length[0]))
         return run.output(self.spec, prompts, finished=True)
 
     def score(self, evaluation: Evaluation, state: SamplerState, scoring: dict[str, Any]) -> TokenScores:
@@ -260,6 +284,9 @@ class Sampler:
         if _positive("steps", steps) % blocks:
             raise InvalidArgumentError(f"steps must be a multiple of the number of blocks, {blocks}; got {steps}")
         return steps // blocks
+
+    def _attention(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.cache is None else window_attention(self.adapter.model)
 
     def _device(self, input_ids: Any) -> torch.device:
         if isinstance(input_ids, Tensor):

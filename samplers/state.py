@@ -39,7 +39,9 @@ class SamplerState:
 
     mask_id: int
     block_length: int | None
-    """Block length in tokens, counted from the end of the prompt; None: the whole canvas is one block."""
+    """Block length in tokens; None: the whole canvas is one block."""
+    aligned_blocks: bool
+    """True when blocks are counted from the left edge, as a block-causal model has them; else from the end of the prompt."""
     steps_per_block: int | None
     """Steps a block is given by a fixed schedule; None for adaptive policies."""
 
@@ -57,6 +59,8 @@ class SamplerState:
     """bool [B, L]: positions that may be committed in this step."""
     live: Tensor
     """bool [B]: rows with work left."""
+    spends_all_steps: bool = False
+    """True when a block without masks still takes the steps its schedule gives it, for they may make new ones."""
     memory: dict[str, Tensor] = field(default_factory=dict)
     """What plug-ins remember of a row, each [B, ...]."""
     position_memory: dict[str, Tensor] = field(default_factory=dict)
@@ -96,12 +100,14 @@ class SamplerState:
     def enter_blocks(self) -> None:
         """Moves every row that is done with its block to the next block with work in it; rows without one stop living.
 
-        A block is done when nothing in it is masked, or when a fixed schedule has spent its steps on it (a sampler that
-        may commit the mask token itself would otherwise never leave).
+        A block is done when nothing in it is masked and nothing will be, or when a fixed schedule has spent its steps on it
+        (a sampler that may commit the mask token itself would otherwise never leave).
         """
         masked = self.masked()
         column = self.column
         done = ~(masked & (column < self.block_end[:, None])).any(-1)
+        if self.spends_all_steps:
+            done &= self.block_masks == 0  # of a block that never was entered
         if self.steps_per_block is not None:
             done |= self.block_step >= self.steps_per_block
         ahead = masked & (column >= self.block_end[:, None])
@@ -109,16 +115,19 @@ class SamplerState:
         enter = done & self.live
         first = ahead.int().argmax(-1)  # the first masked column of the rest
         if self.block_length is None:
-            end = self.length
+            begin, end = torch.zeros_like(self.length), self.length
         else:
-            offset = first - self.prompt_length
+            origin = torch.zeros_like(first) if self.aligned_blocks else self.prompt_length
+            offset = first - origin
             block = torch.div(offset, self.block_length, rounding_mode="floor")
-            end = torch.minimum(self.prompt_length + (block + 1) * self.block_length, self.length)
-            end = torch.where(offset < 0, torch.minimum(end, self.prompt_length), end)
-        self.block_start = torch.where(enter, self.block_end, self.block_start)
+            begin = origin + block * self.block_length
+            end = torch.minimum(begin + self.block_length, self.length)
+            end = torch.where(offset < 0, torch.minimum(end, origin), end)
+            begin = begin.clamp(min=0)
+        self.block_start = torch.where(enter, begin, self.block_start)
         self.block_end = torch.where(enter, end, self.block_end)
         self.block_step = torch.where(enter, 0, self.block_step)
-        inside = masked & self.in_block
+        inside = masked & (column < self.block_end[:, None])
         self.block_masks = torch.where(enter, inside.sum(-1), self.block_masks)
         self.active = masked & (column < self.block_end[:, None]) & self.live[:, None]
 
@@ -128,6 +137,7 @@ class SamplerState:
 
     def put(self, rows: Tensor, part: SamplerState) -> None:
         """Writes back what `take(rows)` gave, distinct rows."""
+        self._meet(part)
         self._become(self._map(lambda mine, theirs: mine.index_copy(0, rows, theirs), part))
 
     def keep(self, rows: Tensor) -> None:
@@ -137,7 +147,10 @@ class SamplerState:
     def join(self, other: SamplerState) -> None:
         """Adds the rows of another state below its own, as wide as the wider of the two."""
         width = max(self.width, other.width)
-        self._become(self.resized(width)._map(lambda mine, theirs: torch.cat([mine, theirs]), other.resized(width)))
+        mine, theirs = self.resized(width), other.resized(width)
+        mine._meet(theirs)
+        theirs._meet(mine)
+        self._become(mine._map(lambda upper, lower: torch.cat([upper, lower]), theirs))
 
     def resized(self, width: int) -> SamplerState:
         """The same rows with `width` columns: those at the right dropped, or padding added."""
@@ -157,6 +170,50 @@ class SamplerState:
             new["row_ids"] = (request << 32) | torch.arange(width, device=self.tokens.device)
         memory = {name: columns(value) for name, value in self.position_memory.items()}
         return replace(self, **new, position_memory=memory)
+
+    def _meet(self, other: SamplerState) -> None:
+        """Makes room, zero, for what plug-ins remember of the other's positions and not of these."""
+        missing = {
+            name: value.new_zeros(len(self.tokens), *value.shape[1:])
+            for name, value in other.position_memory.items()
+            if name not in self.position_memory
+        }
+        self.position_memory = {**self.position_memory, **missing}
+
+    def shorten(self, length: Tensor) -> None:
+        """Gives row b the first `length[b]` of its columns; nothing in the others may be filled yet."""
+        kept = self.column < length[:, None]
+        self.length, self.valid, self.editable = length, self.valid & kept, self.editable & kept
+
+    def insert_masks(self, column: Tensor, count: Tensor) -> None:
+        """Puts `count` [B] more masks right of the mask at `column` [B]; what is right of it moves, with all that is
+        remembered of it. A new mask inherits the memory of the one beside it. Reads the new width from the device.
+
+        `row_ids` stay with the columns, so the noise of a token must be keyed by step.
+        """
+        length = self.length + count
+        wide = self.resized(max(self.width, int(length.max()))) if len(length) else self
+        at, by = column[:, None], count[:, None]
+        source = torch.where(wide.column <= at, wide.column, torch.maximum(wide.column - by, at))
+
+        def moved(value: Tensor) -> Tensor:
+            index = source.reshape(source.shape + (1,) * (value.ndim - 2))
+            return value.gather(1, index.expand(value.shape))
+
+        for name in PER_POSITION:
+            if name != "row_ids":
+                setattr(wide, name, moved(getattr(wide, name)))
+        wide.position_memory = {name: moved(value) for name, value in wide.position_memory.items()}
+        # A block that was cut short by the end of the canvas may now reach further.
+        whole = length
+        if wide.block_length is not None:
+            origin = torch.zeros_like(length) if wide.aligned_blocks else wide.prompt_length
+            into = (wide.block_end - origin - 1).clamp(min=0)
+            blocks = torch.div(into, wide.block_length, rounding_mode="floor") + 1
+            whole = torch.minimum(origin + blocks * wide.block_length, length)
+        wide.block_end = torch.where(wide.block_end == self.length, whole, wide.block_end)
+        wide.length = length
+        self._become(wide)
 
     def _map(self, function: Any, *others: SamplerState) -> SamplerState:
         """A state whose tensors are `function` of this one's and the others'."""

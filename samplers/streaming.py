@@ -21,30 +21,35 @@ class Streamer(Protocol):
 
 
 class StreamWriter:
-    """Feeds a streamer: the prompt, the canvas after each step, and generated tokens once all before them are final."""
+    """Feeds a streamer: the prompt, the canvas after each step, and generated tokens once they and all before are final."""
 
-    def __init__(self, streamer: Streamer, state: SamplerState) -> None:
+    def __init__(self, streamer: Streamer, state: SamplerState, revised: bool) -> None:
+        """revised: tokens of the current block may still be taken back."""
         if state.tokens.shape[0] != 1:
             raise InvalidArgumentError(f"streamer works for a single row, got a batch of {state.tokens.shape[0]}")
         self.streamer = streamer
+        self.revised = revised
         self.sent = int(state.prompt_length[0])
-        self.last = state.tokens
-        self.last_length = int(state.length[0])
         streamer.put(state.tokens[:, : self.sent])
 
     def step(self, state: SamplerState) -> None:
         draft = getattr(self.streamer, "put_draft", None)
         if draft is not None:
             draft(value=state.tokens)
-        self.last = state.tokens
-        masked = state.masked()[0, self.sent : self.last_length]
+        masked = state.masked()[0, self.sent : int(state.length[0])]
         settled = self.sent + (int(masked.int().argmax()) if bool(masked.any()) else masked.numel())
-        if settled > self.sent:
-            self.streamer.put(state.tokens[:, self.sent : settled])
-            self.sent = settled
+        self._put(state.tokens, min(settled, int(state.block_start[0])) if self.revised else settled)
 
-    def end(self) -> None:
+    def end(self, tokens: Tensor, length: int) -> None:
+        """tokens [1, L]: the canvas, of which `length` columns are in use."""
+        if self.revised:
+            self._put(tokens, length)
         self.streamer.end()
+
+    def _put(self, tokens: Tensor, settled: int) -> None:
+        if settled > self.sent:
+            self.streamer.put(tokens[:, self.sent : settled])
+            self.sent = settled
 
 
 @contextmanager

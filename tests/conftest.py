@@ -49,13 +49,23 @@ def fixed_seed():
     torch.manual_seed(0)
 
 
+def threads(number):
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread():
+    """For many tiny tensors: on a busy machine threads that wait for each other take many times as long."""
+    yield from threads(1)
+
+
 @pytest.fixture
 def two_threads():
     """Two threads, whatever the machine has; restored afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+    yield from threads(2)
 
 
 def poison(tensor):

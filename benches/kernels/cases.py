@@ -98,10 +98,11 @@ class Workload:
 
 
 def assert_agree(ours: Sequence[Tensor], other: Sequence[Tensor], rtol: float = 1e-5, atol: float = 1e-6) -> None:
-    """Integers and flags equal, floats close."""
+    """Integers and flags equal, floats close, those of half precision up to a rounding."""
     for place, (a, b) in enumerate(zip(ours, other, strict=True)):
         if a.is_floating_point():
-            same = torch.allclose(a.float(), b.float(), rtol=rtol, atol=atol, equal_nan=True)
+            rounding = max(rtol, torch.finfo(a.dtype).eps)
+            same = torch.allclose(a.float(), b.float(), rtol=rounding, atol=atol, equal_nan=True)
         else:
             same = torch.equal(a, b)
         assert same, f"result {place} differs"

@@ -10,10 +10,10 @@ import torch
 import typer
 
 from dlm_benches.kernels import compare as comparing
-from dlm_benches.kernels import measure, report
+from dlm_benches.kernels import footprint, measure, report
 from dlm_benches.kernels.cases import Dtype, Sizes
 from dlm_kernels.dispatch import BACKENDS, devices_of, has_kernel, require
-from dlm_kernels.errors import BackendUnavailableError
+from dlm_kernels.errors import BackendUnavailableError, InvalidArgumentError
 
 
 class Clock(str, Enum):
@@ -55,12 +55,13 @@ def kernels(
     ops = [name for name in op or measure.OPS if not backend or any(has_kernel(name, other) for other in backend)]
     if not ops:
         raise typer.BadParameter(f"{' and '.join(backend or ())} has none of these ops", param_hint="--backend")
+    cases = measure.all_cases(ops, sizes)
+    try:
+        footprint.check(cases)
+    except InvalidArgumentError as error:
+        raise typer.BadParameter(str(error), param_hint="--rows") from None
     results = measure.run(
-        measure.all_cases(ops, sizes),
-        backend,
-        compile_,
-        clock.value,
-        show=lambda result: console.print(report.table_of(result)),
+        cases, backend, compile_, clock.value, show=lambda result: console.print(report.table_of(result))
     )
     if json_file is not None:
         report.write(json_file, results, clock.value)

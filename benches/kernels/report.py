@@ -28,7 +28,7 @@ def table_of(result: dict[str, Any]) -> Table:
     notes = [f"{result['traffic']['read'] + result['traffic']['written']:,} bytes"]
     notes += [f"{first} ran on {result['backends'][first]}"]
     notes += [f"{name}: {note}" for name, note in result["notes"].items() if name != "compiled_form"]
-    table = Table(title=title(result), title_justify="left", caption="; ".join(notes), caption_justify="left")
+    table = Table(title=title(result), title_justify="left", caption=escape("; ".join(notes)), caption_justify="left")
     columns = ("", "median ms", "p20 - p80", "GB/s", "% of one read", "x ours (p20 - p80)", "torch MB", "resident MB")
     for column in columns:
         table.add_column(column, justify="left" if not column else "right", no_wrap=True)

@@ -148,13 +148,18 @@ class _Tiny(nn.Module):
         with torch.no_grad():
             self.position_embedding.weight.copy_(0.7 * torch.cat([angle.sin(), angle.cos()], dim=1))
 
-    def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Final normalised states: [B, L] int64, [B, L] bool or integer (1 = real) -> [B, L, D] float.
+    def hidden(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
+    ) -> Tensor:
+        """Final normalised states: [B, L] int64 -> [B, L, D] float.
 
+        attention_mask: [B, L] bool or integer, 1 = real; or [B, 1, L, L] bool, which keys (last) a query may look at.
+        position_ids: [B, L] int64, which may repeat; default: real positions counted from 0, all of them under a mask of
+            four dimensions.
         `lm_head(hidden(...))` are the logits. States at padded positions are finite and mean nothing.
-        Raises `ValueError` for a wrong rank, dtype, shape or a row that is too long.
+        Raises `ValueError` for a wrong rank, dtype, shape, a row that is too long, a position the model does not have.
         """
-        positions, bias = self._positions_and_bias(input_ids, attention_mask)
+        positions, bias = self._positions_and_bias(input_ids, attention_mask, position_ids)
         x, angles = self._embed(input_ids, positions)
         for block in self.blocks:
             x = block(x, angles, bias, self.causal and bias is None)
@@ -165,32 +170,57 @@ class _Tiny(nn.Module):
         angles = self.cosine[positions][..., None, None, :], self.sine[positions][..., None, None, :]
         return self.token_embedding(ids) + self.position_embedding(positions), angles
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> TinyOutput:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
+    ) -> TinyOutput:
         """Logits of every position; arguments as for `hidden`."""
-        return TinyOutput(self.lm_head(self.hidden(input_ids, attention_mask)).float())
+        return TinyOutput(self.lm_head(self.hidden(input_ids, attention_mask, position_ids)).float())
 
-    def _positions_and_bias(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _positions_and_bias(
+        self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         if input_ids.dim() != 2 or input_ids.dtype != torch.int64:
             raise ValueError(
                 f"input_ids: expected [B, L] int64, got {list(input_ids.shape)} {str(input_ids.dtype)[6:]}"
             )
-        length = input_ids.shape[1]
-        if length > self.config.max_length:
-            raise ValueError(f"input_ids: {length} positions, the model has {self.config.max_length}")
+        batch, length = input_ids.shape
+        if position_ids is None:
+            if length > self.config.max_length:
+                raise ValueError(f"input_ids: {length} positions, the model has {self.config.max_length}")
+            positions = torch.arange(length, device=input_ids.device)
+        else:
+            if position_ids.shape != input_ids.shape or position_ids.dtype != torch.int64:
+                raise ValueError(
+                    f"position_ids: expected {[batch, length]} int64, got {list(position_ids.shape)} "
+                    f"{str(position_ids.dtype)[6:]}"
+                )
+            if bool(((position_ids < 0) | (position_ids >= self.config.max_length)).any()):
+                raise ValueError(f"position_ids: expected 0 to {self.config.max_length - 1}, all that the model has")
+            positions = position_ids
         if attention_mask is None:
-            return torch.arange(length, device=input_ids.device), None
-        if attention_mask.shape != input_ids.shape or attention_mask.is_floating_point():
-            raise ValueError(
-                f"attention_mask: expected {list(input_ids.shape)} bool or integer, "
-                f"got {list(attention_mask.shape)} {str(attention_mask.dtype)[6:]}"
-            )
-        real = attention_mask != 0
-        visible = real[:, None, None, :]
+            return positions, None
+        if attention_mask.dim() == 4:
+            if attention_mask.shape != (batch, 1, length, length) or attention_mask.dtype != torch.bool:
+                raise ValueError(
+                    f"attention_mask: expected {[batch, 1, length, length]} bool, "
+                    f"got {list(attention_mask.shape)} {str(attention_mask.dtype)[6:]}"
+                )
+            visible = attention_mask
+        else:
+            if attention_mask.shape != input_ids.shape or attention_mask.is_floating_point():
+                raise ValueError(
+                    f"attention_mask: expected {list(input_ids.shape)} bool or integer, "
+                    f"got {list(attention_mask.shape)} {str(attention_mask.dtype)[6:]}"
+                )
+            real = attention_mask != 0
+            visible = real[:, None, None, :]
+            if position_ids is None:
+                positions = (real.cumsum(dim=1) - 1).clamp_(min=0)
         if self.causal:
-            visible = visible & torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
+            visible = visible & torch.ones(length, length, dtype=torch.bool, device=visible.device).tril()
         # Finite, so that a row of padding alone stays finite; exp() of it is exactly 0 beside any real key.
-        bias = torch.zeros(visible.shape, device=real.device).masked_fill_(~visible, -1e9)
-        return (real.cumsum(dim=1) - 1).clamp_(min=0), bias.to(self.token_embedding.weight.dtype)
+        bias = torch.zeros(visible.shape, device=visible.device).masked_fill_(~visible, -1e9)
+        return positions, bias.to(self.token_embedding.weight.dtype)
 
 
 class TinyDLM(_Tiny):

@@ -3,7 +3,7 @@
 
 #include "common/rows.h"
 
-#define DLMK_ABI_VERSION 2
+#define DLMK_ABI_VERSION 3
 
 #pragma GCC visibility push(default)
 extern "C" {
@@ -28,9 +28,9 @@ struct DlmkSelectArgs {
   int64_t B, L;
   DlmkRows score;     // float
   DlmkRows eligible;  // bool
-  int64_t quota, threshold, factor, entropy_bound;  // [B] contiguous: int64, float, float, float; 0: absent
-  DlmkRows entropy;                                 // float
-  int64_t at_least;                                 // int64 [B]
+  DlmkRows quota, threshold, factor, entropy_bound;  // [B]: int64, float, float, float; no data: absent
+  DlmkRows entropy;                                  // float
+  DlmkRows at_least;                                 // int64 [B]
   int64_t strict, threads;
   int64_t selected;  // output bool [B, L], contiguous
 };

@@ -9,13 +9,13 @@ namespace dlmk {
 namespace {
 
 SelectRules rules_of(const DlmkSelectArgs& a, int64_t b) {
-  const auto value = [b](int64_t rule) { return rule ? address<float>(rule)[b] : 0.0f; };
-  const int64_t at_least = address<int64_t>(a.at_least)[b];
-  return {a.quota ? std::max(at_least, address<int64_t>(a.quota)[b]) : at_least,
-          a.threshold != 0,
+  const auto value = [b](const DlmkRows& rule) { return rule.data ? at<float>(rule, b, 0) : 0.0f; };
+  const int64_t at_least = at<int64_t>(a.at_least, b, 0);
+  return {a.quota.data ? std::max(at_least, at<int64_t>(a.quota, b, 0)) : at_least,
+          a.threshold.data != 0,
           a.strict != 0,
-          a.factor != 0,
-          a.entropy_bound != 0,
+          a.factor.data != 0,
+          a.entropy_bound.data != 0,
           value(a.threshold),
           value(a.factor),
           value(a.entropy_bound)};

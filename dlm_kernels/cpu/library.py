@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 PATH = Path(__file__).with_name("_dlmk_cpu.so")
-ABI_VERSION = 2
+ABI_VERSION = 3
 OUT_OF_MEMORY, OUT_OF_RANGE = 1, 2  # DlmkStatus
 OPENMP_FUNCTIONS = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
 
@@ -87,6 +87,11 @@ def check(status: int) -> None:
 def rows(tensor: Tensor | None) -> tuple[int, int, int]:
     """A [B, L] argument as `DlmkRows`: address and strides; zeros when absent."""
     return (0, 0, 0) if tensor is None else (tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
+
+
+def per_row(tensor: Tensor | None) -> tuple[int, int, int]:
+    """A [B] argument as `DlmkRows`; zeros when absent."""
+    return (0, 0, 0) if tensor is None else (tensor.data_ptr(), tensor.stride(0), 0)
 
 
 def as_rows(tensor: Tensor) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -38,19 +36,6 @@ def scoring_fields(
     ]
 
 
-def score_arguments(logits: Tensor, *scoring: Any) -> tuple[list[int], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
-    """The fields of `DlmkScoreArgs` and the outputs they point to; `scoring` as in `scoring_fields`."""
-    shape = logits.shape[:-1]
-    outputs = (
-        torch.empty(shape, dtype=torch.int64),
-        torch.empty(shape),
-        torch.empty(shape),
-        torch.empty(shape),
-        torch.empty(shape),
-    )
-    return [*scoring_fields(logits, *scoring), *(output.data_ptr() for output in outputs)], outputs
-
-
 def score_tokens(
     logits: Tensor,
     temperature: Tensor,
@@ -66,8 +51,16 @@ def score_tokens(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(token, confidence, margin, entropy, logsumexp), each [B, L]."""
     suppress_ids = None if suppress_ids is None else suppress_ids.contiguous()
-    fields, outputs = score_arguments(
+    shape = logits.shape[:-1]
+    outputs = (
+        torch.empty(shape, dtype=torch.int64),
+        torch.empty(shape),
+        torch.empty(shape),
+        torch.empty(shape),
+        torch.empty(shape),
+    )
+    fields = scoring_fields(
         logits, temperature, top_k, top_p, seed, row_ids, step, suppress_ids, eligible, sampling_confidence, top_p_first
     )
-    check(library().dlmk_score_tokens(pack(fields)))
+    check(library().dlmk_score_tokens(pack([*fields, *(output.data_ptr() for output in outputs)])))
     return outputs

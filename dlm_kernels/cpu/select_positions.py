@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dlm_kernels.cpu.library import check, library, pack, rows
+from dlm_kernels.cpu.library import check, library, pack, per_row, rows
 
 
-def select_arguments(
-    shape: tuple[int, int],
+def select_fields(
+    selected: Tensor,
     score: Tensor | None,
     eligible: Tensor | None,
     quota: Tensor | None,
@@ -19,19 +19,15 @@ def select_arguments(
     entropy: Tensor | None,
     at_least: Tensor,
     strict: bool,
-) -> tuple[list[int], Tensor, list[Tensor | None]]:
-    """The fields of `DlmkSelectArgs`, the output they point to, and the per-row tensors to keep alive during the call."""
-    selected = torch.empty(shape, dtype=torch.bool)
-    per_row = [None if p is None else p.contiguous() for p in (quota, threshold, factor, entropy_bound, at_least)]
-    addresses = [0 if p is None else p.data_ptr() for p in per_row]
-    fields = [
-        *shape,
+) -> list[int]:
+    """The fields of `DlmkSelectArgs`; `selected` is the output."""
+    return [
+        *selected.shape,
         *(*rows(score), *rows(eligible)),
-        *addresses[:4],
-        *rows(entropy),
-        *(addresses[4], strict, torch.get_num_threads(), selected.data_ptr()),
+        *(*per_row(quota), *per_row(threshold), *per_row(factor), *per_row(entropy_bound)),
+        *(*rows(entropy), *per_row(at_least)),
+        *(strict, torch.get_num_threads(), selected.data_ptr()),
     ]
-    return fields, selected, per_row
 
 
 def select_positions(
@@ -46,9 +42,9 @@ def select_positions(
     strict: bool,
 ) -> Tensor:
     """bool [B, L]: the union of what the rules choose and the `at_least` best, within `eligible`."""
-    shape = (score.shape[0], score.shape[1])
-    fields, selected, _kept = select_arguments(
-        shape, score, eligible, quota, threshold, factor, entropy_bound, entropy, at_least, strict
+    selected = torch.empty(score.shape, dtype=torch.bool)
+    fields = select_fields(
+        selected, score, eligible, quota, threshold, factor, entropy_bound, entropy, at_least, strict
     )
     check(library().dlmk_select_positions(pack(fields)))
     return selected

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from dlm_kernels.reference.keyed_uniform import keyed_uniform
 from dlm_kernels.reference.philox import UNIFORM_STREAM
 from dlm_kernels.reference.score_tokens import score_tokens
 from dlm_kernels.reference.select_positions import select_positions
+from dlm_kernels.results import StepStats, empty_stats
 
 
 def denoise_step_(
@@ -48,3 +51,18 @@ def denoise_step_(
     commit_(tokens, token, selected)
     committed = selected.sum(-1, dtype=torch.int32)
     return committed, eligible.sum(-1, dtype=torch.int32) - committed, confidence, selected
+
+
+def allocate_step(tokens: Tensor, logits: Tensor) -> tuple[StepStats, tuple[Tensor, ...]]:
+    """The outputs and the scratch of `denoise_step_out_`, which fit these shapes with any other arguments."""
+    return empty_stats(tokens), ()
+
+
+def denoise_step_out_(*arguments: Any) -> None:
+    """What a backend does with memory of the caller's: fills the outputs, and uses the scratch, which here is nothing.
+
+    Arguments: those of `denoise_step_`; committed, remaining, confidence, selected; scratch.
+    """
+    *step, committed, remaining, confidence, selected, _scratch = arguments
+    for out, value in zip((committed, remaining, confidence, selected), denoise_step_(*step), strict=True):
+        out.copy_(value)

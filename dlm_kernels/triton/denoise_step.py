@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 import triton
@@ -10,10 +11,11 @@ import triton.language as tl
 from torch import Tensor
 
 from dlm_kernels.reference import philox as spec
+from dlm_kernels.results import StepStats, empty_stats
 from dlm_kernels.triton.philox import keyed_uniform
 from dlm_kernels.triton.rows import per_row
 from dlm_kernels.triton.runtime import launch, strided
-from dlm_kernels.triton.score_tokens import Scores, Scratch, allocate_scores, launch_score_tokens, score_scratch
+from dlm_kernels.triton.score_tokens import Scratch, launch_score_tokens, score_scratch
 from dlm_kernels.triton.select_positions import Commit, Ranks, launch_select_positions, rank_scratch
 
 BLOCK = 1024
@@ -55,48 +57,28 @@ def open_kernel(
         tl.store(order + i, u, mask=inside)
 
 
-Stats = tuple[Tensor, Tensor, Tensor, Tensor]
-
-
-def denoise_step_(
-    tokens: Tensor,
-    logits: Tensor,
-    mask_id: int,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    seed: Tensor,
-    row_ids: Tensor,
-    step: Tensor,
-    suppress_ids: Tensor | None,
-    eligible: Tensor | None,
-    sampling_confidence: bool,
-    top_p_first: bool,
-    score: str,
-    quota: Tensor | None,
-    threshold: Tensor | None,
-    factor: Tensor | None,
-    entropy_bound: Tensor | None,
-    at_least: Tensor,
-    strict: bool,
-) -> Stats:
+def allocate_step(tokens: Tensor, logits: Tensor) -> tuple[StepStats, tuple[Tensor, ...]]:
     """See the reference."""
-    (batch, length, vocabulary), device = logits.shape, logits.device
-    shape = (batch, length)
-    scores = allocate_scores(shape, device)
-    committed, remaining = (torch.empty(batch, dtype=torch.int32, device=device) for _ in range(2))
-    selected, open_ = (torch.empty(shape, dtype=torch.bool, device=device) for _ in range(2))
-    order = torch.empty(shape, dtype=torch.float32, device=device) if score == "random" else None
-    scratch = score_scratch(batch * length, vocabulary, device), rank_scratch(shape, device, entropy_bound is not None)
-    launch_denoise_step(
-        tokens, logits, mask_id, temperature, top_k, top_p, seed, row_ids, step, suppress_ids, eligible, sampling_confidence,
-        top_p_first, score, quota, threshold, factor, entropy_bound, at_least, strict,
-        (committed, remaining, scores[1], selected), scores, open_, order, scratch,
-    )  # fmt: skip
-    return committed, remaining, scores[1], selected
+    shape, device = tokens.shape, tokens.device
+    score = score_scratch(tokens.numel(), logits.shape[-1], device)
+    rank = rank_scratch((shape[0], shape[1]), device, by_entropy=True)
+    open_, token = (torch.empty(shape, dtype=kind, device=device) for kind in (torch.bool, torch.int64))
+    order, margin, entropy, logsumexp = (torch.empty(shape, dtype=torch.float32, device=device) for _ in range(4))
+    return empty_stats(tokens), (
+        *(open_, order, token, margin, entropy, logsumexp),
+        *(*score.states, *score.summary, *(tensor for tensor in rank if tensor is not None)),
+    )
 
 
-def launch_denoise_step(
+def denoise_step_(tokens: Tensor, logits: Tensor, *options: Any) -> StepStats:
+    """See the reference."""
+    stats, scratch = allocate_step(tokens, logits)
+    arguments: tuple[Any, ...] = (tokens, logits, *options, *stats, scratch)
+    denoise_step_out_(*arguments)
+    return stats
+
+
+def denoise_step_out_(
     tokens: Tensor,
     logits: Tensor,
     mask_id: int,
@@ -117,26 +99,29 @@ def launch_denoise_step(
     entropy_bound: Tensor | None,
     at_least: Tensor,
     strict: bool,
-    out: Stats,
-    scores: Scores,  # out's confidence among them
-    open_: Tensor,  # bool [B, L]
-    order: Tensor | None,  # fp32 [B, L], for score="random"
-    scratch: tuple[Scratch, Ranks],
+    committed: Tensor,
+    remaining: Tensor,
+    confidence: Tensor,
+    selected: Tensor,
+    scratch: Sequence[Tensor],
 ) -> None:
+    """See the reference."""
     count, length = tokens.numel(), tokens.shape[1]
-    committed, remaining, _, selected = out
+    open_, order, token, margin, entropy, logsumexp, *rest = scratch
+    states, summary, ranks = tuple(rest[:5]), (rest[5], rest[6], rest[7]), Ranks(*rest[8:])
+    scores = token, confidence, margin, entropy, logsumexp
+    by_chance = score == "random"
     launch(
         open_kernel, (triton.cdiv(count, BLOCK),), strided(tokens), strided(eligible), strided(seed), strided(row_ids),
-        strided(step), mask_id, length, count, open_, order, num_warps=4, RANDOM=order is not None, BLOCK=BLOCK,
+        strided(step), mask_id, length, count, open_, order, num_warps=4, RANDOM=by_chance, BLOCK=BLOCK,
     )  # fmt: skip
     launch_score_tokens(
         logits, temperature, top_k, top_p, seed, row_ids, step, suppress_ids, open_, sampling_confidence, top_p_first,
-        scores, scratch[0],
+        scores, Scratch(states, summary),
     )  # fmt: skip
     launch_select_positions(
-        scores[RANKED_BY[score]] if order is None else order, open_, quota, threshold, factor, entropy_bound, scores[3],
-        at_least, strict, selected, scratch[1], Commit(tokens, scores[0], committed, remaining),
-        negate=score == "neg_entropy",
+        order if by_chance else scores[RANKED_BY[score]], open_, quota, threshold, factor, entropy_bound, entropy,
+        at_least, strict, selected, ranks, Commit(tokens, token, committed, remaining), negate=score == "neg_entropy",
     )  # fmt: skip
 
 

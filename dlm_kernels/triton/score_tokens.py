@@ -220,11 +220,13 @@ def allocate_scores(shape: tuple[int, ...], device: torch.device) -> Scores:
 
 
 def score_scratch(rows: int, vocabulary: int, device: torch.device) -> Scratch:
-    tiles = tiling(vocabulary).tiles
-    states = torch.empty((5, rows, tiles), dtype=torch.float32, device=device)
-    summary = torch.empty((3, rows), dtype=torch.float32, device=device)
+    def empty(kind: torch.dtype, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=kind, device=device)
+
+    real, whole, tiles = torch.float32, torch.int32, tiling(vocabulary).tiles
     return Scratch(
-        (*states[:4].unbind(), states[4].view(torch.int32)), (summary[0], summary[1], summary[2].view(torch.int32))
+        (*(empty(real, rows, tiles) for _ in range(4)), empty(whole, rows, tiles)),
+        (empty(real, rows), empty(real, rows), empty(whole, rows)),
     )
 
 

@@ -70,16 +70,25 @@ def rank_kernel(
             tl.store(less + b * length + i, total, mask=mine)
 
 
-@triton.jit(do_not_specialize=["score", "eligible", "entropy", "length", "tokens"])
+@triton.jit
+def of_batch(rule, b):
+    """A rule's number of one batch row (pointer, stride)."""
+    return tl.load(rule[0] + b * rule[1])
+
+
+RULES = ("quota", "threshold", "factor", "entropy_bound", "at_least")
+
+
+@triton.jit(do_not_specialize=["score", "eligible", "entropy", "length", "tokens", *RULES])
 def choose_kernel(
     score, eligible, quota, threshold, factor, entropy_bound, entropy, at_least, length, rank, entropy_rank, less,
     selected, tokens, proposal, committed, remaining,
     NEGATE: tl.constexpr, STRICT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
-    best = tl.load(at_least + b)
+    best = of_batch(at_least, b)
     if quota is not None:
-        best = tl.maximum(best, tl.load(quota + b))
+        best = tl.maximum(best, of_batch(quota, b))
     lowest = tl.zeros((), tl.int64)  # how many of the lowest entropies commit
     if (factor is not None) or (entropy_bound is not None):
         for first in range(0, length, BLOCK):
@@ -90,7 +99,7 @@ def choose_kernel(
                 value = widen(per_row(score, b, l, live, 0.0))
                 value = -value if NEGATE else value
                 n = tl.load(rank + b * length + l, mask=live, other=0) + 1
-                passes = live & (value >= 1.0 - tl.div_rn(tl.load(factor + b), n.to(tl.float32) + 1.0))
+                passes = live & (value >= 1.0 - tl.div_rn(of_batch(factor, b), n.to(tl.float32) + 1.0))
                 best = tl.maximum(best, tl.max(tl.where(passes, n, 0), 0).to(tl.int64))
             if entropy_bound is not None:
                 # Sum of the k least entropies without the greatest of them (EB-Sampler, arXiv:2505.24857).
@@ -98,7 +107,7 @@ def choose_kernel(
                 finite = tl.abs(h) < INFINITY
                 h = tl.where(finite, h, 0.0).to(tl.float64)
                 before = tl.load(less + b * length + l, mask=live, other=0.0)
-                passes = live & finite & ((before + h) - h <= tl.load(entropy_bound + b).to(tl.float64))
+                passes = live & finite & ((before + h) - h <= of_batch(entropy_bound, b).to(tl.float64))
                 n = tl.load(entropy_rank + b * length + l, mask=live, other=0) + 1
                 lowest = tl.maximum(lowest, tl.max(tl.where(passes, n, 0), 0).to(tl.int64))
     chosen_count, live_count = tl.zeros((), tl.int32), tl.zeros((), tl.int32)
@@ -109,7 +118,7 @@ def choose_kernel(
         if threshold is not None:
             value = widen(per_row(score, b, l, live, 0.0))
             value = -value if NEGATE else value
-            chosen |= (value > tl.load(threshold + b)) if STRICT else (value >= tl.load(threshold + b))
+            chosen |= (value > of_batch(threshold, b)) if STRICT else (value >= of_batch(threshold, b))
         if entropy_bound is not None:
             chosen |= tl.load(entropy_rank + b * length + l, mask=live, other=0) < lowest
         chosen &= live
@@ -184,11 +193,8 @@ def launch_select_positions(
     negate: bool = False,  # ranks by -score
 ) -> None:
     batch, length = score.shape
-    rules = (
-        None if rule is None else rule.contiguous() for rule in (quota, threshold, factor, entropy_bound, at_least)
-    )
-    quota, threshold, factor, entropy_bound, least = rules
-    values, live = strided(score), strided(eligible)
+    rules = [None if rule is None else (rule, rule.stride(0)) for rule in (quota, threshold, factor, entropy_bound)]
+    values, live, least = strided(score), strided(eligible), (at_least, at_least.stride(0))
     uncertainty = strided(entropy) if entropy_bound is not None else None
     tokens: tuple[Any, ...] = (None,) * 4 if commit is None else (strided(commit.tokens), *commit[1:])
     launch(
@@ -196,7 +202,7 @@ def launch_select_positions(
         num_warps=warps(RANKED * AGAINST), NEGATE=negate, RANKED=RANKED, AGAINST=AGAINST,
     )  # fmt: skip
     launch(
-        choose_kernel, (batch,), values, live, quota, threshold, factor, entropy_bound, uncertainty, least, length,
+        choose_kernel, (batch,), values, live, *rules, uncertainty, least, length,
         *scratch, selected, *tokens, num_warps=warps(BLOCK, 4), NEGATE=negate, STRICT=strict, BLOCK=BLOCK,
     )  # fmt: skip
 

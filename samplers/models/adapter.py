@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch import Tensor
 from dlm_kernels import InvalidArgumentError, TokenScores, score_hidden, score_tokens
 from dlm_samplers.evaluation import Head, by_position
 from dlm_samplers.models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from dlm_samplers.caches.attention import Window
 
 LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
 
@@ -51,10 +54,18 @@ class Adapter:
         assert self._trunk is not None
         return self._call(self._trunk, "last_hidden_state", "D", tokens, valid)
 
+    def attend(self, tokens: Tensor, attention: Tensor, position_ids: Tensor) -> Tensor:
+        """Logits [B, L, V] under an attention mask bool [B, L, L] and position ids [B, L]. With `spec.any_attention`."""
+        assert self.spec.position_ids is not None
+        kwargs = {"attention_mask": attention[:, None], self.spec.position_ids: position_ids}
+        return self._checked(self.model(tokens, **kwargs), "logits", "V", tokens)
+
     def _call(self, function: Callable[..., Any], name: str, last: str, tokens: Tensor, valid: Tensor | None) -> Tensor:
         kwargs: dict[str, Any] = {}
         spec = self.spec
-        if valid is not None:
+        if spec.attention_mask == "4d_block":
+            kwargs["attention_mask"] = self._block_mask(tokens, valid)
+        elif valid is not None:
             if spec.attention_mask == "2d":
                 kwargs["attention_mask"] = valid.long()
             else:
@@ -63,7 +74,9 @@ class Adapter:
                 kwargs[spec.position_ids] = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         elif spec.full_attention_mask is not None:
             kwargs["attention_mask"] = spec.full_attention_mask
-        output = function(tokens, **kwargs)
+        return self._checked(function(tokens, **kwargs), name, last, tokens)
+
+    def _checked(self, output: Any, name: str, last: str, tokens: Tensor) -> Tensor:
         result = output if isinstance(output, Tensor) else getattr(output, name, None)
         if not isinstance(result, Tensor):
             raise InvalidArgumentError(
@@ -75,6 +88,22 @@ class Adapter:
                 f"got {list(result.shape)}"
             )
         return result
+
+    def window(self, tokens: Tensor, columns: Tensor, window: Window) -> Tensor:
+        """Hidden states [B, n, D] of tokens [B, n] at `columns` [B, n], attending as `window` says."""
+        assert self._trunk is not None
+        name = self.spec.position_ids or "position_ids"
+        output = self._trunk(tokens, **{name: columns, "dlm_window": window})
+        return output if isinstance(output, Tensor) else output.last_hidden_state
+
+    def _block_mask(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
+        assert self.spec.block_length is not None
+        block = torch.arange(tokens.shape[1], device=tokens.device) // self.spec.block_length
+        mask = (block[:, None] >= block).expand(len(tokens), -1, -1)
+        if valid is not None:
+            # Padding sees itself, so that its softmax is finite.
+            mask = (mask & valid[:, None]) | torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
+        return mask[:, None]
 
     def guided(self, tokens: Tensor, editable: Tensor, valid: Tensor | None, cfg_scale: float) -> Tensor:
         """Classifier-free guided logits: unconditional + (cfg_scale + 1) (conditional - unconditional), [B, L, V].

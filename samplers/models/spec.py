@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dlm_kernels import InvalidArgumentError
 
-MaskFormat = Literal["none", "2d", "4d_bool"]
+MaskFormat = Literal["none", "2d", "4d_bool", "4d_block"]
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,19 @@ class ModelSpec:
     logit_shift: 0 if output i predicts position i (LLaDA); 1 if it predicts position i + 1 (Dream: adapted from an
         autoregressive model; position 0 reads its own output).
     attention_mask: what the model gets as `attention_mask` when a batch has padding. "2d": [B, L] int64, 1 on real
-        tokens (LLaDA). "4d_bool": [B, 1, L, L] bool, the outer product (Dream). "none": the model cannot ignore padding,
-        so all rows of a batch must have the same length.
+        tokens (LLaDA). "4d_bool": [B, 1, L, L] bool, the outer product (Dream). "4d_block": bool, that and block-causal, with
+        or without padding. "none": the model cannot ignore padding, so all rows of a batch must have the same length.
     full_attention_mask: what it gets when there is no padding: None, or the string that Dream's code expects.
     position_ids: name of the keyword for [B, L] position ids, which are passed only with padding; None: never passed.
+    block_length: of block-causal attention, in columns from the left edge, which are then the sampler's blocks; None: every
+        position sees every other.
+    any_attention: the model honours any [B, 1, L, L] bool `attention_mask`, True where a row's query may look at a column's
+        key, together with position ids, which may repeat. For methods that show it more than a canvas.
     suppressed_ids: tokens never generated; None means the mask token alone.
     hidden, lm_head: attributes of the model: what is called like the model and returns the states [B, L, D] (or an object
         with .last_hidden_state) that the head, a linear layer, is applied to. With both, logits are computed at the
         positions that may change alone, and never held. None: the model is called for its logits.
+    sees_time: the model knows how far a row is in more ways than by its masks, so that no forward may be left out.
     """
 
     mask_id: int
@@ -36,17 +41,28 @@ class ModelSpec:
     attention_mask: MaskFormat = "2d"
     full_attention_mask: str | None = None
     position_ids: str | None = None
+    block_length: int | None = None
+    any_attention: bool = False
     suppressed_ids: tuple[int, ...] | None = None
     hidden: str | None = None
     lm_head: str | None = None
+    sees_time: bool = False
 
     def __post_init__(self) -> None:
         if self.logit_shift not in (0, 1):
             raise InvalidArgumentError(f"logit_shift must be 0 or 1, got {self.logit_shift!r}")
-        if self.attention_mask not in ("none", "2d", "4d_bool"):
-            raise InvalidArgumentError(f"attention_mask must be 'none', '2d' or '4d_bool', got {self.attention_mask!r}")
+        if self.attention_mask not in get_args(MaskFormat):
+            raise InvalidArgumentError(
+                f"attention_mask must be one of {get_args(MaskFormat)}, got {self.attention_mask!r}"
+            )
+        if self.block_length is not None and self.block_length < 1:
+            raise InvalidArgumentError(f"block_length must be at least 1 or None, got {self.block_length}")
+        if self.attention_mask == "4d_block" and self.block_length is None:
+            raise InvalidArgumentError("attention_mask='4d_block' needs block_length")
         if (self.hidden is None) != (self.lm_head is None):
             raise InvalidArgumentError("hidden and lm_head go together: give both or neither")
+        if self.any_attention and self.position_ids is None:
+            raise InvalidArgumentError("any_attention needs position_ids, the name of the model's keyword for them")
         for name in ("mask_id", "eos_id"):
             token = getattr(self, name)
             if token is None and name == "eos_id":

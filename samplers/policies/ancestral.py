@@ -32,7 +32,11 @@ class AncestralUnmask(Policy):
 
     def candidates(self, state: SamplerState) -> Tensor:
         u = keyed_uniform(state.seed[:, None], state.row_ids, state.step[:, None], stream=ORDER_NOISE_STREAM)
-        return state.active & (u < self.schedule.transfer_probability(state)[:, None])
+        return state.active & (u < self.probability(state)[:, None])
+
+    def probability(self, state: SamplerState) -> Tensor:
+        """float32 [B]: with which a mask commits in this step."""
+        return self.schedule.transfer_probability(state)
 
     def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
         return self.candidates(state)

@@ -54,6 +54,13 @@ class Policy(Part, ABC):
         """The scores that `select` and the commit use. For methods that change them, or remember what they saw."""
         return evaluation.scores
 
+    def preference(self, scores: TokenScores, state: SamplerState) -> Tensor:
+        """[B, L], the higher the sooner: which of the positions it selects it would rather commit, for filters over policies.
+
+        Where `keyed_by_step` is False it looks at no sampled token either.
+        """
+        return scores.confidence
+
     def outlook(self, scores: TokenScores, state: SamplerState) -> Outlook | None:
         """The steps to come, for verification to draft them; None: it asks `select` instead, step by step."""
         return None
@@ -71,6 +78,11 @@ class Policy(Part, ABC):
 
         An unscheduled policy selects at least one position of every live row, which bounds the number of steps.
         """
+
+
+def column(value: float | Tensor) -> float | Tensor:
+    """What `SamplerState.per_request` gives, to compare with [B, L]."""
+    return value[:, None] if isinstance(value, Tensor) else value
 
 
 def gap(score: Tensor, chosen: Tensor, others: Tensor) -> Tensor:

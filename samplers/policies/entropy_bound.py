@@ -32,9 +32,14 @@ class EntropyBound(Policy):
         if not all(gamma >= 0 for gamma in per_request(self.gamma)):
             raise InvalidArgumentError(f"gamma must be >= 0 nats, got {self.gamma}")
 
+    def preference(self, scores: TokenScores, state: SamplerState) -> Tensor:
+        return -scores.entropy
+
     def outlook(self, scores: TokenScores, state: SamplerState) -> Outlook:
         return Outlook(-scores.entropy, tokens_per_step=None, settled=False)
 
     def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
         bound = state.per_request(self.gamma)
-        return select_positions(-scores.entropy, state.active, entropy_bound=bound, entropy=scores.entropy)
+        return select_positions(
+            self.preference(scores, state), state.active, entropy_bound=bound, entropy=scores.entropy
+        )

@@ -73,20 +73,20 @@ class FixedQuota(Policy):
         per_step = self.schedule.constant(state) if self.tokens_per_step is None else self.tokens_per_step
         if per_step is None or self.order_temperature > 0:
             return None
-        return Outlook(self._score(scores, state), per_step, self.order_is_fixed)
+        return Outlook(self.preference(scores, state), per_step, self.order_is_fixed)
 
     def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
         quota = self.schedule.quota(state) if self.tokens_per_step is None else self.tokens_per_step
-        return select_positions(self._score(scores, state), state.active, quota=quota, at_least=0)
+        return select_positions(self.preference(scores, state), state.active, quota=quota, at_least=0)
 
     def leeway(self, scores: TokenScores, chosen: Tensor, state: SamplerState) -> Tensor | None:
         if self.order_is_fixed:
             return torch.full_like(scores.confidence[:, 0], torch.inf)
         if self.order_temperature > 0:
             return None
-        return gap(self._score(scores, state), chosen, state.active & ~chosen)
+        return gap(self.preference(scores, state), chosen, state.active & ~chosen)
 
-    def _score(self, scores: TokenScores, state: SamplerState) -> Tensor:
+    def preference(self, scores: TokenScores, state: SamplerState) -> Tensor:
         if self.order == "random":
             # Keyed without the step: the order is one random permutation, drawn before any token is known.
             return keyed_uniform(state.seed[:, None], state.row_ids, 0)

@@ -2,5 +2,6 @@
 
 from dlm_samplers.reference.dream import dream_generate
 from dlm_samplers.reference.llada import llada_generate
+from dlm_samplers.reference.mdlm import mdlm_generate
 
-__all__ = ["dream_generate", "llada_generate"]
+__all__ = ["dream_generate", "llada_generate", "mdlm_generate"]

@@ -1,5 +1,7 @@
 """Remasking: which committed tokens are taken back or replaced. One method a file."""
 
-from dlm_samplers.remask.base import Remask, Revocation
+from dlm_samplers.remask.base import Companions, Remask, Revocation
+from dlm_samplers.remask.remdm import ReMDM
+from dlm_samplers.remask.wino import CappedThreshold, ShadowVerify
 
-__all__ = ["Remask", "Revocation"]
+__all__ = ["CappedThreshold", "Companions", "ReMDM", "Remask", "Revocation", "ShadowVerify"]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dlm_samplers.evaluation import Evaluation
 from dlm_samplers.parts import Part
+from dlm_samplers.policies.base import Policy
 from dlm_samplers.state import SamplerState
 
 
@@ -24,6 +25,18 @@ class Revocation:
     probability: float | Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Companions:
+    """S more columns for a forward: masks beside the canvas that nothing need be committed to."""
+
+    column: Tensor
+    """int64 [B, S]: the column whose position each has."""
+    scored: Tensor
+    """bool [B, S]: those whose scores are read."""
+    attention: Tensor
+    """bool [B, L + S, L + S]: which columns a column attends to."""
+
+
 class Remask(Part, ABC):
     """Takes committed tokens back, or replaces them.
 
@@ -34,6 +47,17 @@ class Remask(Part, ABC):
 
     scheduled: ClassVar[bool] = False
     """True when a schedule bounds the number of steps, whatever is taken back."""
+    keeps_times: ClassVar[bool] = False
+    """True when no token becomes a mask again, so that unmask times drawn beforehand stay what they are (`EventDriven`)."""
+
+    @property
+    def policy(self) -> Policy | None:
+        """The policy of a method that decides by one law what commits and what is taken back; None: it goes with any."""
+        return None
+
+    def companions(self, state: SamplerState) -> Companions | None:
+        """Columns beside the canvas in this forward, whose scores `evaluation.companions` has; None: none."""
+        return None
 
     def scored(self, state: SamplerState) -> Tensor | None:
         """The committed tokens in question: their scores are read by default."""

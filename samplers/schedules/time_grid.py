@@ -21,14 +21,22 @@ class TimeGrid(Schedule):
 
     eps: float = 1e-3
 
-    def transfer_probability(self, state: SamplerState) -> Tensor:
-        """float32 [B]: the share of the remaining masks that this step commits; 1 in the last step."""
+    def times(self, state: SamplerState) -> tuple[Tensor, Tensor]:
+        """float32 [B] each: noise levels t and s that this step leads from and to; the last step leads to 0."""
         steps = state.steps_per_block
         assert steps is not None
-        t = torch.linspace(1, self.eps, steps + 1)
-        share = 1 - t[1:] / t[:-1]  # fp32 on purpose: the rounding decides the integer quota, as upstream
-        share[-1] = 1
-        return share.to(state.tokens.device)[state.block_step.clamp(max=steps - 1)]
+        grid = torch.linspace(
+            1, self.eps, steps + 1
+        )  # fp32 on purpose: the rounding decides the integer quota, as upstream
+        grid[-1] = 0
+        step = state.block_step.clamp(max=steps - 1)
+        grid = grid.to(step.device)
+        return grid[step], grid[step + 1]
+
+    def transfer_probability(self, state: SamplerState) -> Tensor:
+        """float32 [B]: the share of the remaining masks that this step commits; 1 in the last step."""
+        t, s = self.times(state)
+        return 1 - s / t
 
     def quota(self, state: SamplerState) -> Tensor:
         return (state.remaining.float() * self.transfer_probability(state)).long()

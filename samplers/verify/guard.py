@@ -53,7 +53,7 @@ class Guard:
         whole = self.nodes.take(here)
         alone = replace(whole.resized(int(whole.length[0])))
         again, chosen = loop.choose(loop.evaluate(alone, policy.candidates(alone), unpadded=True), alone)
-        loop.account(alone)
+        loop.account(alone, again)
         commit_(alone.tokens, again.scores.token, chosen, backend=loop.sampler.backend)
         after.put(here, alone.resized(whole.width))
         for into, value in zip(evaluation.scores, again.scores, strict=True):

@@ -1,13 +1,15 @@
 """The kernel benchmark on tiny shapes: what it counts, checks and writes. No time is asserted."""
 
 import json
+import math
+import re
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from dlm_benches.cli import app
-from dlm_benches.kernels import command, measure, report, timing
+from dlm_benches.kernels import command, footprint, measure, report, timing
 from dlm_benches.kernels.cases import Case, Rival, Sizes, Workload, make_logits, ours_by_backend
 from dlm_benches.kernels.measure import FAMILIES, OPS, READ, all_cases, run_case
 from dlm_benches.kernels.scoring import top_p_by_sort
@@ -39,7 +41,7 @@ def few_rounds(monkeypatch):
 
 def smaller(case):
     """The same case on a canvas that takes no time."""
-    least = {"length": 64, "dimension": 32, "width": 8, "positions": 4}
+    least = {"batch": 4, "length": 64, "dimension": 32, "width": 8, "positions": 4}
     return Case(
         case.op,
         {name: min(size, least.get(name, size)) for name, size in case.shape.items()},
@@ -78,7 +80,7 @@ def test_every_case_is_right_and_writes_the_whole_schema(case, few_rounds):
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-@pytest.mark.parametrize("op", ["score_tokens", "denoise_step_", "topk_kl", "cosine_rows"])
+@pytest.mark.parametrize("op", ["score_tokens", "denoise_step_", "topk_kl", "cosine_rows", "gaussian_step_"])
 def test_half_precision_cases_are_right(op, dtype, few_rounds):
     for case in all_cases([op], Sizes(rows=[2], vocabulary=[64], dtype=[dtype])):
         assert run_case(smaller(case), compile_=False)["dtype"] == dtype
@@ -180,6 +182,52 @@ def test_logits_are_what_their_name_says(inputs):
     else:
         assert spread > 0.3
         assert (confidence > 0.9).any()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_footprint_is_what_the_hungriest_candidate_takes(op, monkeypatch):
+    """By the allocator's account of all calls, the reference's in pieces that are small beside such small cases as well."""
+    for name in ("score_tokens", "uniform_step", "score_entropy_step", "topk_kl", "nearest_embedding"):
+        monkeypatch.setattr(f"dlm_kernels.reference.{name}.ELEMENTS_AT_ONCE", 2**13)
+
+    def calls(case):
+        work = FAMILIES[op].build(case, compile_=False)
+        measure.check(case, work, ours_by_backend(op, work.traffic, None))
+        for rival in work.rivals.values():
+            work.result(rival.run)
+
+    estimated = measured = 0
+    for case in all_cases([op], Sizes(rows=[32], vocabulary=[1000], dtype=["fp32"])):
+        case = smaller(case)
+        measure.steps._logits.cache_clear()
+        peak = timing.torch_peak(lambda case=case: calls(case), lambda: None)
+        estimated, measured = footprint.needed(case) - footprint.BESIDE, max(measured, peak)
+        assert peak <= estimated, case.title()
+    assert estimated < 1.5 * measured
+
+
+def test_the_command_refuses_what_does_not_fit(monkeypatch):
+    """The batch of 256 has 33 GB of logits in fp32 and more than 130 GB in an fp64 softmax."""
+    monkeypatch.setattr(footprint, "available", lambda: 64e9)
+    monkeypatch.setattr(measure, "run", lambda *_, **__: pytest.fail("was run"))
+    arguments = ["kernels", "--op", "denoise_step_", "--op", "commit_", "--rows", "256"]
+    ran = CliRunner().invoke(app, arguments, env={"COLUMNS": "300"})
+    assert ran.exit_code == 2
+    said = " ".join(ran.output.replace("│", " ").split())
+    assert re.search(r"for --rows: denoise_step_: batch = 256, .* takes about 174\.\d GB .* 64\.0 GB are free", said)
+
+
+def test_default_cases_fit_in_16_gb():
+    assert max(map(footprint.needed, all_cases(OPS, Sizes()))) < 16e9
+
+
+def test_a_container_s_limit_counts(tmp_path):
+    assert footprint._left_to_container(tmp_path) == math.inf
+    for name, text in (("max", "1000\n"), ("current", "700\n"), ("stat", "anon 1\ninactive_file 50\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert footprint._left_to_container(tmp_path) == 350
+    (tmp_path / "memory.max").write_text("max\n")
+    assert footprint._left_to_container(tmp_path) == math.inf
 
 
 def test_the_eager_nucleus_keeps_what_ours_does():

@@ -104,6 +104,26 @@ def test_rows_leave_the_batch_at_their_own_eos(ar):
     assert made.nfe[0] <= 4
 
 
+def test_any_mask_and_positions_say_what_the_row_means(dlm):
+    """A row in another order, its positions and mask with it, gives the same; what a query may not see does not matter."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(5, (2, 9), generator=generator)
+    visible = torch.rand(2, 1, 9, 9, generator=generator) < 0.6
+    visible |= torch.eye(9, dtype=torch.bool)
+    places = torch.tensor([[0, 1, 2, 3, 3, 4, 30, 39, 2]]).repeat(2, 1)
+    order = torch.randperm(9, generator=generator)
+    with torch.no_grad():
+        straight = dlm(ids, visible, places).logits
+        mixed = dlm(ids[:, order], visible[:, :, order][..., order], places[:, order]).logits
+        assert torch.allclose(straight[:, order], mixed, atol=1e-5)
+        alone = visible.clone()
+        alone[:, :, 4] = torch.arange(9) == 4
+        before = dlm(ids, alone, places).logits
+        others = torch.where(torch.arange(9) == 4, ids, (ids + 1) % 5)
+        assert torch.equal(dlm(others, alone, places).logits[:, 4], before[:, 4])
+        assert not torch.equal(dlm(others, alone, places).logits[:, 3], before[:, 3])
+
+
 def test_nothing_to_generate(ar):
     assert ar.generate([], 4).tokens.shape == (0, 4)
     assert ar.generate([[1, 2]], 0).tokens.shape == (1, 0)
@@ -117,6 +137,13 @@ def test_nothing_to_generate(ar):
         ((torch.zeros(1, 41, dtype=torch.int64),), "input_ids: 41 positions, the model has 40"),
         ((torch.zeros(1, 3, dtype=torch.int64), torch.ones(1, 4, dtype=torch.bool)), r"attention_mask: .*\[1, 4\]"),
         ((torch.zeros(1, 3, dtype=torch.int64), torch.ones(1, 3)), "attention_mask: .*float32"),
+        (
+            (torch.zeros(1, 3, dtype=torch.int64), torch.ones(1, 1, 3, 3)),
+            r"attention_mask: .*\[1, 1, 3, 3\] bool.*float32",
+        ),
+        ((torch.zeros(2, 3, dtype=torch.int64), torch.ones(1, 1, 3, 3) > 0), r"attention_mask: .*\[2, 1, 3, 3\] bool"),
+        ((torch.zeros(1, 3, dtype=torch.int64), None, torch.ones(1, 3)), "position_ids: .*float32"),
+        ((torch.zeros(1, 3, dtype=torch.int64), None, torch.tensor([[0, 1, 40]])), "position_ids: expected 0 to 39"),
     ],
 )
 def test_bad_input_is_named(dlm, arguments, message):

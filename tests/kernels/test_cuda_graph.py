@@ -1,10 +1,10 @@
-"""A denoising step captured in a CUDA graph: replays read the tensors that hold seed and step."""
+"""A denoising step captured in a CUDA graph: replays read the tensors that hold seed and step, in memory made once."""
 
 import pytest
 import torch
 from tolerances import assert_equal
 
-from dlm_kernels import denoise_step_
+from dlm_kernels import denoise_step_, step_buffers
 from dlm_kernels.dispatch import backend_status, has_kernel
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -13,19 +13,20 @@ BATCH, LENGTH, VOCABULARY = 3, 40, 5003
 MASK = VOCABULARY - 1
 
 
+@pytest.mark.parametrize("buffered", [False, True], ids=["fresh", "buffered"])
 @pytest.mark.parametrize("name", ["cuda", "triton"])
-def test_replays_follow_the_seed_and_step_tensors(name):
+def test_replays_follow_the_seed_and_step_tensors(name, buffered):
     if not (has_kernel("denoise_step_", name) and backend_status(name).available):
         pytest.skip(f"{name}: {backend_status(name).reason or 'no kernel'}")
     with torch.device("cuda"):
         logits = torch.randn(BATCH, LENGTH, VOCABULARY) * 3
         start = torch.full((BATCH, LENGTH), MASK)
         tokens, seed, step = start.clone(), torch.zeros(BATCH, 1, dtype=torch.int64), torch.zeros((), dtype=torch.int64)
-        # Ids as a tensor: a list would be copied from the host, which a graph cannot hold.
-        options = {"mask_id": MASK, "suppress_ids": torch.tensor([MASK]), "temperature": 1.0, "top_p": 0.9, "quota": 5}
+    options = {"mask_id": MASK, "temperature": 1.0, "top_p": 0.9, "quota": 5}
+    out = step_buffers(tokens, logits, backend=name) if buffered else None
 
     def run():
-        return denoise_step_(tokens, logits, seed=seed, step=step, backend=name, **options)
+        return denoise_step_(tokens, logits, seed=seed, step=step, out=out, backend=name, **options)
 
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -35,6 +36,7 @@ def test_replays_follow_the_seed_and_step_tensors(name):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         stats = run()
+    assert not buffered or stats is out.stats
 
     seen = []
     for number in range(4):
@@ -49,3 +51,26 @@ def test_replays_follow_the_seed_and_step_tensors(name):
             assert_equal(field, got, value)
         seen.append(tokens.clone())
     assert not torch.equal(seen[0], seen[1]), "the noise changes with the step"
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_a_step_with_buffers_and_tensors_allocates_nothing(name):
+    if not (has_kernel("denoise_step_", name) and backend_status(name).available):
+        pytest.skip(f"{name}: {backend_status(name).reason or 'no kernel'}")
+    with torch.device("cuda"):
+        tokens, logits = torch.full((BATCH, LENGTH), MASK), torch.randn(BATCH, LENGTH, VOCABULARY)
+        zero, one, warm = torch.zeros((), dtype=torch.int64), torch.ones((), dtype=torch.int64), torch.ones(())
+        row_ids, suppressed = torch.arange(BATCH * LENGTH).view(BATCH, LENGTH), torch.tensor([0, MASK])
+    options = {
+        **{"temperature": warm, "top_k": zero, "top_p": warm, "seed": zero, "step": one, "row_ids": row_ids},
+        **{"suppress_ids": suppressed, "quota": one, "threshold": warm, "at_least": one},
+    }
+    out = step_buffers(tokens, logits, backend=name)
+
+    def allocated():
+        return torch.cuda.memory_stats()["allocation.all.allocated"]
+
+    for attempt in range(2):  # the first one compiles
+        before = allocated()
+        denoise_step_(tokens, logits, mask_id=MASK, out=out, **options)
+        assert attempt == 0 or allocated() == before

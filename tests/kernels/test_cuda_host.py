@@ -59,6 +59,7 @@ def test_op_tests_pass_on_the_kernels():
         "score_tokens",
         "select_positions",
         "denoise_step",
+        "step_buffers",
         "commit",
         "rng",
         "revoke",

@@ -26,7 +26,7 @@ SELECTION = {
     "frequencies": ("test_score_tokens.py", "triton and frequencies and 2.5"),
     "selection": ("test_select_positions.py test_commit.py", "triton and not 4096"),
     "long_selection": ("test_select_positions.py", "triton and 4096 and at_least and threshold"),
-    "steps": ("test_denoise_step.py", "triton and not threads"),
+    "steps": ("test_denoise_step.py test_step_buffers.py", "triton and not threads"),
     "random_numbers": ("test_rng.py", "triton"),
     "steps_in_tiles": ("test_triton_steps.py", ""),
     "absorbing": (

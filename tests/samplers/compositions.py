@@ -18,7 +18,13 @@ count = st.integers(1, 4)
 
 POLICIES = {
     s.AncestralUnmask: st.builds(s.AncestralUnmask),
+    s.CappedThreshold: st.builds(s.CappedThreshold, tau=unit),
+    s.Credit: st.builds(s.Credit, tau=unit, alpha=st.floats(0.0, 3.0), k=count),
+    s.Dilated: st.builds(s.Dilated, base=st.integers(2, 4)),
     s.EntropyBound: st.builds(s.EntropyBound, gamma=st.floats(0.0, 3.0)),
+    s.EventDriven: st.builds(
+        s.EventDriven, grid=st.none() | st.integers(1, 40), alpha=st.sampled_from(["linear", "cosine"])
+    ),
     s.Factor: st.builds(s.Factor, f=st.floats(0.1, 3.0)),
     s.FixedQuota: st.builds(
         s.FixedQuota,
@@ -27,10 +33,44 @@ POLICIES = {
         tokens_per_step=st.none() | count,
         order_temperature=st.sampled_from([0.0, 0.0, 0.5]),
     ),
+    s.FrozenConfidence: st.builds(
+        s.FrozenConfidence, every=st.integers(1, 9), order=st.sampled_from(["margin", "entropy"])
+    ),
+    s.Hierarchical: st.builds(s.Hierarchical, tau=unit, tau_low=unit),
+    s.KLStable: st.builds(s.KLStable, tau_c=unit, epsilon=st.floats(0.01, 3.0), history=count, u=count, k=count),
+    s.LocalLeap: st.builds(s.LocalLeap, tau=unit, tau_low=unit, radius=st.integers(0, 9)),
+    s.Margin: st.builds(s.Margin, tau=unit),
+    s.SlowFast: st.builds(s.SlowFast, tau_min=unit, tau_high=unit, most_slow=st.integers(4, 8), window=count, u=count),
     s.Threshold: st.builds(s.Threshold, tau=unit, strict=st.booleans()),
 }
-REMASK: dict[type, st.SearchStrategy] = {}
-STOPPING = {s.EndOfText: st.builds(s.EndOfText)}
+POLICIES[s.Spaced] = st.builds(
+    s.Spaced,
+    inner=st.one_of(list(POLICIES.values())).filter(lambda policy: not policy.scheduled),
+    distance=st.integers(2, 9),
+    relax=st.booleans(),
+)
+REMASK = {
+    s.ReMDM: st.builds(s.ReMDM, kind=st.sampled_from(["cap", "rescale", "conf", "loop"]), eta=st.none() | unit),
+    s.ShadowVerify: st.builds(s.ShadowVerify),
+}
+STOPPING = {
+    s.EndOfText: st.builds(s.EndOfText),
+    s.Prophet: st.builds(s.Prophet, answer_start=st.integers(0, 6), early=st.floats(0.0, 8.0)),
+    s.SchED: st.builds(s.SchED, curve=st.sampled_from(["linear", "cosine", "exponential"]), settled=st.booleans()),
+    s.StableAndConfident: st.builds(s.StableAndConfident, confidence_threshold=st.floats(0.001, 2.0)),
+}
+VERIFY = {s.DraftVerify: st.builds(s.DraftVerify, width=st.integers(1, 7))}
+LENGTHS = {
+    s.DAEDAL: st.builds(
+        s.DAEDAL, l_init=st.integers(1, 8), e_factor=st.integers(2, 5), tau_eos=unit, w_eos=st.integers(2, 6)
+    ),
+}
+CACHES = {
+    s.BlockCache: st.builds(s.BlockCache),
+    s.DualCache: st.builds(s.DualCache),
+    s.PrefixCache: st.builds(s.PrefixCache),
+}
+"""They need a transformer: `caches/test_caches.py` has their properties."""
 
 
 class MaskLover(TableModel):
@@ -82,12 +122,14 @@ def compositions(draw: st.DrawFn) -> Composition | str:
     """A composition, or why its parts refuse each other."""
     model_class = draw(st.sampled_from([TableModel, SpikeModel, MaskLover, Ended, Flat]))
     model = model_class(draw(st.integers(0, 999)), vocab=MASK + 1, eos=EOS)
-    policy = draw(st.one_of(list(POLICIES.values())))
-    remask = draw(st.one_of(st.none(), *REMASK.values()))
+    remask = draw(st.one_of(st.none(), st.none(), *REMASK.values()))
+    policy = remask.policy if remask is not None and draw(st.booleans()) else draw(st.one_of(list(POLICIES.values())))
+    length = draw(st.one_of(st.none(), st.none(), st.none(), *LENGTHS.values()))
+    verify = draw(st.one_of(st.none(), *VERIFY.values()))
     stopping = draw(st.lists(st.one_of(list(STOPPING.values())), max_size=2))
     kind = draw(st.sampled_from([s.LLaDASampler, s.DreamSampler]))
     try:
-        sampler = kind(model, policy=policy, remask=remask, stopping=stopping)
+        sampler = kind(model, policy=policy, remask=remask, stopping=stopping, length=length, verify=verify)
     except InvalidArgumentError as error:
         return str(error)
     rows = draw(st.integers(1, 5))

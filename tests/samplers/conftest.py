@@ -1,1 +1,1 @@
-"""Puts this folder on the path, so that tests in folders below find `fakes`."""
+"""Being here puts this folder on the path, so that the tests of its subfolders find `fakes` and `test_sampler`."""

@@ -5,11 +5,13 @@ import random
 import pytest
 import torch
 from fakes import TableModel, keyed_gumbel
+from scipy.stats import chisquare
 
+from dlm_benches.samplers.law import CanvasTable, ancestral_law, linear_shares
 from dlm_samplers import DreamSampler, FixedQuota, LLaDASampler, ModelSpec, TimeGrid
 from dlm_samplers.compat import dream, llada
 from dlm_samplers.models.spec import DREAM
-from dlm_samplers.reference import dream_generate, llada_generate
+from dlm_samplers.reference import dream_generate, llada_generate, mdlm_generate
 
 CASES = 130
 
@@ -137,3 +139,30 @@ def test_sampler_classes_default_to_the_published_samplers():
     got = DreamSampler(model, policy=margin, spec=ModelSpec(mask_id=model.mask, **DREAM))
     expected = dream_generate(model, prompt, steps=10, max_new_tokens=16, alg="topk_margin", mask_id=model.mask)
     assert torch.equal(got.generate(prompt, max_new_tokens=16, steps=10).sequences, expected)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("seed", range(10))
+def test_mdlm_reference_skips_a_forward_when_no_row_of_the_batch_changed(batch, seed):
+    model = TableModel(seed, vocab=6)
+    x, steps = torch.full((batch, 3), model.mask), 24
+    x[:, 0] = 1
+    noise = torch.rand(steps, batch, 3, 6)
+    settings = {"steps": steps, "mask_id": model.mask, "uniform": lambda step, shape: noise[step]}
+    every = mdlm_generate(model, x, sees_time=True, **settings)
+    assert model.calls == steps + 1
+    model.calls = 0
+    cached = mdlm_generate(model, x, **settings)
+    assert torch.equal(cached, every)
+    assert (cached != model.mask).all()
+    assert (cached[:, 0] == 1).all()
+    assert model.calls <= 2 * batch + 2  # a forward after each of at most two flips a row, the first, the last
+
+
+def test_mdlm_reference_has_the_law_of_ancestral_sampling():
+    """Chi-square over all outcomes; false alarm rate 1e-6."""
+    model, rows, steps = CanvasTable(1, 2, 3), 4000, 3
+    law = ancestral_law(model, linear_shares(steps))
+    out = mdlm_generate(lambda x: model(x).clone(), torch.full((rows, 3), model.mask), steps=steps, mask_id=model.mask)
+    counts = torch.bincount((out * 2 ** torch.arange(2, -1, -1)).sum(-1), minlength=8)
+    assert chisquare(counts.numpy(), (law / law.sum() * rows).numpy()).pvalue > 1e-6

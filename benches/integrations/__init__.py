@@ -1,0 +1,1 @@
+"""What the adapters to other libraries save, against those libraries."""

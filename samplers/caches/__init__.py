@@ -1,0 +1,8 @@
+"""Caches: which positions a forward computes, the others' keys and values being kept. One method a file."""
+
+from dlm_samplers.caches.base import Cache
+from dlm_samplers.caches.block import BlockCache
+from dlm_samplers.caches.dual import DualCache
+from dlm_samplers.caches.prefix import PrefixCache
+
+__all__ = ["BlockCache", "Cache", "DualCache", "PrefixCache"]

@@ -1,0 +1,50 @@
+"""Keys and values of finished blocks are kept: exact where attention is block-causal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from dlm_kernels import InvalidArgumentError
+from dlm_samplers.caches.base import Cache, compute
+from dlm_samplers.guarantees import Guarantee
+from dlm_samplers.models.adapter import Adapter
+from dlm_samplers.state import SamplerState
+
+if TYPE_CHECKING:
+    from dlm_samplers.sampler import Sampler
+
+
+@dataclass(frozen=True)
+class BlockCache(Cache):
+    """For block-causal models (BD3-LM, arXiv:2503.09573; SDAR, LLaDA2), `ModelSpec.block_length`: a position sees its own block
+    and those before it, so what is kept never changes.
+
+    The forward that opens a block also computes the block before it, once, with its final tokens; the first one the prompt.
+    """
+
+    guarantee = Guarantee.PATH_EXACT
+    promise = "in a block-causal model what precedes a block does not depend on it"
+    sees: ClassVar[str] = "the block"
+
+    def check(self, sampler: Sampler) -> None:
+        super().check(sampler)
+        if sampler.spec.block_length is None:
+            raise InvalidArgumentError(
+                "BlockCache is for block-causal models: give spec=ModelSpec(..., block_length=...), or use PrefixCache or "
+                "DualCache for a bidirectional one"
+            )
+        if sampler.remask is not None:
+            raise InvalidArgumentError("BlockCache keeps finished blocks: leave remask out, or use cache=None")
+
+    def start(self, state: SamplerState) -> None:
+        state.memory["cache.final"] = torch.zeros_like(state.block_end)  # columns left of it are kept with final tokens
+
+    def forward(self, adapter: Adapter, state: SamplerState) -> tuple[Tensor, Tensor]:
+        first, end = state.memory["cache.final"], state.block_end
+        hidden = compute(adapter, state, first, end, adapter.spec.block_length)
+        state.memory["cache.final"] = state.block_start
+        return hidden, end - first

@@ -1,0 +1,1 @@
+"""Adapters to other libraries, one package each; only that package imports the library."""
