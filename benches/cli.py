@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dlm_benches.integrations.schedulers import schedulers
 from dlm_benches.kernels.command import compare, kernels
 from dlm_benches.resources import resources
 from dlm_benches.samplers.command import samplers
@@ -18,6 +19,7 @@ app.command()(kernels)
 app.command()(compare)
 app.command()(resources)
 app.command()(samplers)
+app.command()(schedulers)
 
 
 @app.command()

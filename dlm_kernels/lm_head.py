@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 LEAST = 16  # rows and columns of a product whose bits depend on neither number
-# A piece has as many logits as a cache holds, and columns enough for the product to be fast. Multiples of the kernels' 2,048.
-PIECE_LOGITS, NARROWEST = 2**20, 4096
+# A piece fits into a last-level cache, and has columns enough for the product to be fast. Multiples of the kernels' 2,048.
+PIECE_BYTES, NARROWEST = 2**22, 4096
 
 
 def pad_rows(matrix: Tensor, least: int = LEAST) -> Tensor:
@@ -33,8 +33,8 @@ def project(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | N
     return torch.addmm(bias, hidden, weight.T, out=out)
 
 
-def piece_width(rows: int) -> int:
-    return max(PIECE_LOGITS // max(rows, 1) // NARROWEST * NARROWEST, NARROWEST)
+def piece_width(rows: int, itemsize: int) -> int:
+    return max(PIECE_BYTES // itemsize // max(rows, 1) // NARROWEST * NARROWEST, NARROWEST)
 
 
 def bounds(vocabulary: int, width: int) -> list[int]:
@@ -87,7 +87,7 @@ class Head:
             yield 0, self.kept
             return
         rows, columns = self._padded.shape[0], self.weight.shape[0]
-        width = width or (NARROWEST if self._widen else piece_width(rows))
+        width = width or (NARROWEST if self._widen else piece_width(rows, self._padded.element_size()))
         buffer = self._padded.new_empty(rows * min(columns, width))
         for begin, end in pairwise(bounds(columns, width)):
             out = buffer[: rows * (end - begin)].view(rows, end - begin)

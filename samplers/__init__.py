@@ -6,11 +6,13 @@ from dlm_samplers.lengths import DAEDAL, LengthRule
 from dlm_samplers.models import ModelMismatchError, ModelSpec, Probe, probe
 from dlm_samplers.output import GenerationInterrupted, SamplerOutput
 from dlm_samplers.policies import (
+    AdaBlock,
     AncestralUnmask,
     Credit,
     Dilated,
     EntropyBound,
     EventDriven,
+    ExploreOne,
     Factor,
     FixedQuota,
     FrozenConfidence,
@@ -18,12 +20,24 @@ from dlm_samplers.policies import (
     KLStable,
     LocalLeap,
     Margin,
+    PCSampler,
     Policy,
+    Saber,
     SlowFast,
     Spaced,
     Threshold,
+    background_frequencies,
 )
-from dlm_samplers.remask import CappedThreshold, Remask, ReMDM, Revocation, ShadowVerify
+from dlm_samplers.remask import (
+    CappedThreshold,
+    ConfidenceDrop,
+    Remask,
+    ReMDM,
+    Revocation,
+    SelfPlanning,
+    ShadowVerify,
+    TokenEditing,
+)
 from dlm_samplers.sampler import DreamSampler, LLaDASampler, Sampler
 from dlm_samplers.schedules import Linear, Schedule, TimeGrid
 from dlm_samplers.state import SamplerState
@@ -32,10 +46,12 @@ from dlm_samplers.verify import DraftVerify, Verify
 
 __all__ = [
     "DAEDAL",
+    "AdaBlock",
     "AncestralUnmask",
     "BlockCache",
     "Cache",
     "CappedThreshold",
+    "ConfidenceDrop",
     "Credit",
     "Dilated",
     "DraftVerify",
@@ -44,6 +60,7 @@ __all__ = [
     "EndOfText",
     "EntropyBound",
     "EventDriven",
+    "ExploreOne",
     "Factor",
     "FixedQuota",
     "FrozenConfidence",
@@ -58,6 +75,7 @@ __all__ = [
     "Margin",
     "ModelMismatchError",
     "ModelSpec",
+    "PCSampler",
     "Policy",
     "PrefixCache",
     "Probe",
@@ -65,11 +83,13 @@ __all__ = [
     "ReMDM",
     "Remask",
     "Revocation",
+    "Saber",
     "Sampler",
     "SamplerOutput",
     "SamplerState",
     "SchED",
     "Schedule",
+    "SelfPlanning",
     "ShadowVerify",
     "SlowFast",
     "Spaced",
@@ -77,6 +97,8 @@ __all__ = [
     "StoppingRule",
     "Threshold",
     "TimeGrid",
+    "TokenEditing",
     "Verify",
+    "background_frequencies",
     "probe",
 ]

@@ -162,6 +162,7 @@ def new_state(
         block_masks=zero(),
         active=torch.zeros_like(editable),
         live=torch.ones(rows, dtype=torch.bool, device=device),
+        held=torch.zeros(rows, dtype=torch.bool, device=device),
     )
 
 

@@ -43,6 +43,8 @@ class Evaluation:
     """True above temperature 0, where `scores.token` need not be the likeliest."""
     greedy: TokenScores | None = None
     """Scores at temperature 0 and without filters, whatever the tokens are drawn from. For parts with `needs_greedy`."""
+    temperature: float = 1.0
+    """Of the distribution that the statistics describe: 1, or the sampling temperature."""
 
     @property
     def logits(self) -> Tensor:
@@ -58,7 +60,11 @@ class Evaluation:
         return by_position(self.output, self.shift, function)
 
     def log_probability(self, tokens: Tensor) -> Tensor:
-        """float32 [B, L]: log-probability at temperature 1 of `tokens` [B, L], where `scored`."""
+        """float32 [B, L]: log-probability of `tokens` [B, L] in the distribution that the statistics describe, where `scored`.
+
+        Where that distribution is filtered, a token that top-k or top-p leaves out has the value it would have if it were
+        added to what they keep.
+        """
 
         def logit(rows: Tensor, at: slice) -> Tensor:
             chosen = tokens[:, at]
@@ -67,7 +73,7 @@ class Evaluation:
             value = (rows * self.head.weight[chosen]).sum(-1).float()
             return value if self.head.bias is None else value + self.head.bias[chosen].float()
 
-        return self.by_position(logit) - self.scores.logsumexp
+        return self.by_position(logit) / self.temperature - self.scores.logsumexp
 
 
 def by_position(output: Tensor, shift: int, function: Callable[[Tensor, slice], Tensor]) -> Tensor:

@@ -46,6 +46,8 @@ class Loop:
             and not self.cfg_scale
             and not any(part.needs_logits for part in self.parts)
         )
+        tempered = self.scoring["confidence"] == "sampling" and self.scoring["temperature"] > 0
+        self.measured_at = self.scoring["temperature"] if tempered else 1.0
         # A processor may count its calls; a model that sees time says something else in the next step.
         self.foresees = sampler.policy.foresees and self.processor is None and not sampler.spec.sees_time
         self.checked_vocabulary = sampler.spec.vocab_size is not None
@@ -68,7 +70,7 @@ class Loop:
         if not self.foresees:
             self._forward_and_commit(state, candidates)
         else:
-            busy = candidates.any(-1)
+            busy = candidates.any(-1) | (state.held & state.live)
             if bool(busy.all()):
                 self._forward_and_commit(state, candidates)
             else:  # the others' canvases stay what they are, whatever the model says of them
@@ -120,6 +122,7 @@ class Loop:
             companions=beside,
             columns=computed,
             drawn=self.scoring["temperature"] > 0,
+            temperature=self.measured_at,
         )
         scores = sampler.score(unscored, state, self._keys(state) | self.scoring)
         greedy = None
@@ -141,7 +144,14 @@ class Loop:
         position_ids = torch.cat([state.column.expand_as(state.tokens), column], dim=1)
         output = self.sampler.adapter.attend(tokens, companions.attention, position_ids)
         masked = torch.zeros_like(companions.scored)
-        unscored = Evaluation(None, companions.scored, masked, output[:, width:], 0)  # type: ignore[arg-type]
+        unscored = Evaluation(
+            scores=None,  # type: ignore[arg-type]
+            scored=companions.scored,
+            masked=masked,
+            output=output[:, width:],
+            shift=0,
+            temperature=self.measured_at,
+        )
         keys = self._keys(state) | {"row_ids": state.row_ids.gather(1, column)}
         scores = self.sampler.score(unscored, state, keys | self.scoring)
         return output[:, :width], replace(unscored, scores=scores)

@@ -31,7 +31,7 @@ class Part:
         given = (
             f"{entry.name}={value}"
             for entry in fields(self)  # type: ignore[arg-type]
-            if (value := getattr(self, entry.name)) != _default(entry)
+            if entry.repr and (value := getattr(self, entry.name)) != _default(entry)
         )
         return f"{type(self).__name__}({', '.join(given)})"
 

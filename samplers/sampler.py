@@ -104,7 +104,8 @@ class Sampler:
     @property
     def parts(self) -> tuple[Part, ...]:
         """Policy, cache, remasking, length and stopping rules, verification."""
-        found = (self.policy, self.cache, self.remask, self.length, *self.stopping, self.verify)
+        remask = None if self.remask is self.policy else self.remask
+        found = (self.policy, self.cache, remask, self.length, *self.stopping, self.verify)
         return tuple(part for part in found if part is not None)
 
     def default_policy(self) -> Policy:
@@ -222,7 +223,7 @@ class Sampler:
             "temperature": temperature,
             "top_k": top_k,
             "top_p": top_p,
-            "confidence": self.confidence,
+            "confidence": self.policy.statistics or self.confidence,
             "filter_order": self.filter_order,
             "backend": self.backend,
         }

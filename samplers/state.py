@@ -59,6 +59,8 @@ class SamplerState:
     """bool [B, L]: positions that may be committed in this step."""
     live: Tensor
     """bool [B]: rows with work left."""
+    held: Tensor
+    """bool [B]: rows that stay in their block for another forward although nothing in it is masked."""
     spends_all_steps: bool = False
     """True when a block without masks still takes the steps its schedule gives it, for they may make new ones."""
     memory: dict[str, Tensor] = field(default_factory=dict)
@@ -102,6 +104,7 @@ class SamplerState:
 
         A block is done when nothing in it is masked and nothing will be, or when a fixed schedule has spent its steps on it
         (a sampler that may commit the mask token itself would otherwise never leave).
+        A row that a part `held` stays for another forward.
         """
         masked = self.masked()
         column = self.column
@@ -110,6 +113,7 @@ class SamplerState:
             done &= self.block_masks == 0  # of a block that never was entered
         if self.steps_per_block is not None:
             done |= self.block_step >= self.steps_per_block
+        done &= ~self.held
         ahead = masked & (column >= self.block_end[:, None])
         self.live = self.live & (~done | ahead.any(-1))
         enter = done & self.live

@@ -31,12 +31,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def cases(op: str, sizes: Sizes) -> list[Case]:
-    """Greedy on both kinds of logits for every shape, and sampling on the largest number of rows of the first vocabulary."""
+    """Greedy on both kinds of logits for every shape, and sampling on the largest number of rows of the first vocabulary.
+
+    `score_hidden`: greedy and sampling for every number of rows, of the first vocabulary.
+    """
     dtypes = sizes.dtype or ["fp32", "bf16"]
     if op == "score_hidden":
-        rows, vocabulary = max(sizes.rows or [128]), (sizes.vocabulary or [LLADA])[0]
-        shape = {"rows": rows, "dimension": 1024, "vocabulary": vocabulary}
-        return [Case(op, shape, dtype, "gaussian", "greedy") for dtype in dtypes]
+        shared = {"dimension": 1024, "vocabulary": (sizes.vocabulary or [LLADA])[0]}
+        shapes = [{"rows": rows, **shared} for rows in sizes.rows or [1, 32, 256]]
+        return [Case(op, s, d, "gaussian", settings) for d in dtypes for s in shapes for settings in ("greedy", "T=1")]
     rows, vocabularies, kinds = sizes.rows or [32, 256], sizes.vocabulary or [LLADA, DREAM], ("peaked", "gaussian")
     shapes = [(v, d, r) for v in vocabularies for d in dtypes for r in rows]
     greedy = [Case(op, _shape(r, v), d, kind, "greedy") for v, d, r in shapes for kind in kinds]
@@ -166,15 +169,19 @@ def _hidden(case: Case) -> Workload:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(rows, dimension, generator=generator).to(case.torch_dtype)
     weight = (torch.randn(vocabulary, dimension, generator=generator) * 4 / dimension**0.5).to(case.torch_dtype)
-    score_hidden = dlm_kernels.score_hidden
-    return Workload(
-        lambda backend: score_hidden(hidden, weight, backend=backend),
-        bytes_moved("score_hidden", **case.shape, itemsize=case.itemsize),
+    settings = SETTINGS[case.settings]
+    work = Workload(
+        lambda backend: dlm_kernels.score_hidden(hidden, weight, backend=backend, **settings),
+        bytes_moved("score_hidden", **case.shape, itemsize=case.itemsize, sampled=case.settings != "greedy"),
         weight,
-        {
-            "head, then score_tokens": Rival(lambda: score_tokens(hidden @ weight.T)),
+        {"head, then score_tokens": Rival(lambda: score_tokens(hidden @ weight.T, **settings))},
+        checked=lambda backend: dlm_kernels.score_hidden(hidden[:CHECKED_ROWS], weight, backend=backend, **settings),
+    )
+    if case.settings == "greedy":
+        work.rivals |= {
             "head, then eager softmax + max": Rival(lambda: softmax_max(hidden @ weight.T)),
             "head, then LLaDA chain, fp64": Rival(lambda: llada_chain(hidden @ weight.T)),
-        },
-        checked=lambda backend: score_hidden(hidden[:CHECKED_ROWS], weight, backend=backend),
-    )
+        }
+    else:
+        work.rivals["head, then eager softmax + multinomial"] = Rival(lambda: sampled(hidden @ weight.T))
+    return work

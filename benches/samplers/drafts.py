@@ -280,7 +280,7 @@ def table_of_times(times: list[dict[str, Any]]) -> Table:
 
 
 if __name__ == "__main__":
-    from dlm_benches.samplers.command import reasoning
+    from dlm_benches.tiny.load import load
 
     with torch.inference_mode():
-        print(calibrate(reasoning(), items=12))
+        print(calibrate(load("reasoning"), items=12))

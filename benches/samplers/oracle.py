@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from rich.table import Table
 from torch import Tensor
 
 from dlm_samplers import (
@@ -139,6 +141,55 @@ def pair_error(chains: Tensor, pairs: Tensor) -> PairError:
     )
 
 
+def table_of(errors: list[dict[str, Any]]) -> Table:
+    """What `transition_errors` returns, as it is printed."""
+    table = Table(
+        title="Oracle denoiser of a Markov chain, temperature 1: how far neighbours' pairs are from the true ones",
+        title_justify="left",
+    )
+    for column in ("", "sampler", "steps", "forwards a row", "total variation", "KL, nats"):
+        table.add_column(
+            column, justify="right" if column in ("forwards a row", "total variation", "KL, nats") else "left"
+        )
+    for row in errors:
+        table.add_row(
+            row["family"],
+            row["policy"],
+            "" if row["steps"] is None else str(row["steps"]),
+            "" if row["nfe"] is None else f"{row['nfe']:.1f}",
+            f"{row['total_variation']:.3f} ± {row['standard_error']:.3f}",
+            f"{row['kl']:.4f}",
+        )
+    return table
+
+
+def plot(errors: list[dict[str, Any]], path: Path) -> None:
+    """Total variation over forwards, a line per family, the error of exact chains as the floor."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 4.5))
+    for family in dict.fromkeys(row["family"] for row in errors[1:]):
+        rows = sorted((row for row in errors if row["family"] == family), key=lambda row: row["nfe"])
+        axis.errorbar(
+            [row["nfe"] for row in rows],
+            [row["total_variation"] for row in rows],
+            yerr=[1.96 * row["standard_error"] for row in rows],
+            marker="o",
+            markersize=3,
+            linewidth=1,
+            label=family,
+        )
+    axis.axhline(errors[0]["total_variation"], color="black", linestyle=":", linewidth=1, label=errors[0]["family"])
+    axis.set(xscale="log", yscale="log", xlabel="forwards a row", ylabel="total variation of neighbours' pairs")
+    axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
 def sampler_grid(length: int) -> list[tuple[str, Policy, int | None]]:
     """(family, policy, steps): the samplers of the error curve, each from few forwards to many."""
     grid: list[tuple[str, Policy, int | None]] = []
@@ -183,5 +234,5 @@ def transition_errors(
             temperature=1.0,
             seed=seed,
         )
-        add(family, repr(policy), steps, float(out.nfe.double().mean()), out.sequences)
+        add(family, str(policy), steps, float(out.nfe.double().mean()), out.sequences)
     return table

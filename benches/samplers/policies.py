@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from rich.table import Table
@@ -11,17 +12,44 @@ from dlm_benches.demo.measure import BATCH, TEST_SEED, TOLERANCE, Tally, answer,
 from dlm_benches.demo.methods import Method, ours, published
 from dlm_benches.tiny.model import TinyDLM
 from dlm_benches.tiny.tasks import TASKS
-from dlm_samplers import EntropyBound, Factor, FixedQuota, Policy, Threshold
+from dlm_samplers import (
+    DAEDAL,
+    CappedThreshold,
+    Credit,
+    Dilated,
+    DraftVerify,
+    EndOfText,
+    EntropyBound,
+    Factor,
+    FixedQuota,
+    FrozenConfidence,
+    Hierarchical,
+    KLStable,
+    LocalLeap,
+    Margin,
+    Policy,
+    Prophet,
+    SchED,
+    SlowFast,
+    Spaced,
+    StableAndConfident,
+    Threshold,
+)
 
 GOALS = {"bounded at 6x fewer": ("bounded", 6.0), "any at 12x fewer": (None, 12.0)}
 """Of what the last lines count the tasks: guarantee at least as strong, and how many times fewer forwards."""
 
 
 def methods(model: TinyDLM) -> list[Method]:
-    """The published sampler first, then every policy with its paper's settings and one or two others."""
+    """The published sampler first, then every policy with its paper's settings or some around them, then compositions."""
     found = [Method("published, 1 a forward", "published", "reference", lambda items: published(model, items))]
-    for policy in policies():
-        found.append(ours(str(policy), "policy", model, policy))
+    found += [ours(str(policy), "policy", model, policy) for policy in policies()]
+    for parts in compositions():
+        sampler = ours("", "policy", model, **parts)
+        name = " + ".join(
+            str(part) for value in parts.values() for part in (value if isinstance(value, list) else [value])
+        )
+        found.append(replace(sampler, name=name))
     return found
 
 
@@ -32,10 +60,34 @@ def policies() -> list[Policy]:
         FixedQuota("entropy", tokens_per_step=1),
         FixedQuota("random", tokens_per_step=1),
         FixedQuota("left_to_right", tokens_per_step=1),
+        FrozenConfidence(8),
         FixedQuota(tokens_per_step=8),
         *(Threshold(tau) for tau in (0.7, 0.9, 0.95, 0.99)),
         *(Factor(f) for f in (0.25, 0.5, 1.0)),
         *(EntropyBound(gamma) for gamma in (0.01, 0.1, 0.3)),
+        Margin(0.8),
+        Credit(),
+        KLStable(),
+        LocalLeap(),
+        Hierarchical(),
+        SlowFast(),
+        Dilated(),
+        Spaced(Threshold(0.9), distance=2),
+        CappedThreshold(0.6),
+    ]
+
+
+def compositions() -> list[dict[str, Any]]:
+    """Arguments of a sampler."""
+    return [
+        {"policy": FixedQuota(tokens_per_step=1), "verify": DraftVerify(16)},
+        {"policy": FixedQuota("left_to_right", tokens_per_step=1), "verify": DraftVerify(16)},
+        {"policy": FrozenConfidence(8), "verify": DraftVerify(8)},
+        {"policy": Factor(0.5), "verify": DraftVerify(8)},
+        {"policy": Threshold(0.9), "stopping": [StableAndConfident(), EndOfText()]},
+        {"policy": FixedQuota(tokens_per_step=1), "stopping": [SchED()]},
+        {"policy": FixedQuota(tokens_per_step=1), "stopping": [Prophet(0)]},
+        {"policy": Threshold(0.9), "length": DAEDAL(l_init=8, e_factor=4, w_eos=4)},
     ]
 
 
@@ -58,8 +110,8 @@ def run(
     return {"suite": "policies", "batch": BATCH, "tasks": results, "goals": goals(results)}
 
 
-def steps(model: TinyDLM, items: int, tasks: list[str]) -> int:
-    return len(methods(model)) * len(tasks) * -(-items // BATCH)
+def steps(items: int, tasks: list[str]) -> int:
+    return (1 + len(policies()) + len(compositions())) * len(tasks) * -(-items // BATCH)
 
 
 def summary(task: str, compared: list[Method], tallies: dict[str, Tally]) -> dict[str, Any]:

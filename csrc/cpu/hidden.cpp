@@ -1,26 +1,20 @@
-// score_hidden: the first pass over the pieces of a vocabulary, the merge of parts, the last pass and the results.
+// score_hidden: the merge of parts of a vocabulary, the last pass over its pieces and the results.
 #include "cpu/hidden.h"
-
-#include "cpu/arguments.h"
-#include "cpu/parallel.h"
 
 namespace dlmk {
 namespace {
-
-// Noised values are compared while their roundings may still change: three of at most 2^-24 x 26 each, twice, with room.
-constexpr float kSlack = 1e-4f;
-
-template <class T>
-const T* in(int64_t address) {
-  return reinterpret_cast<const T*>(address);
-}
 
 template <class T>
 T* out(int64_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// `b` into `a`. Symmetric in the indices, so that shards may come in any order.
+float noise(const DrawKey& key, int64_t index) {
+  return gumbel_from_word(keyed_words(key, kGumbelStream, uint32_t(index >> 2)).w[index & 3]);
+}
+
+}  // namespace
+
 void absorb(Part& a, const Part& b, double scale) {
   const bool a_nan = a.m != a.m, b_nan = b.m != b.m;
   if (a_nan || b_nan) {
@@ -47,53 +41,13 @@ void absorb(Part& a, const Part& b, double scale) {
   a.t += e * (low.t + d * low.s);
 }
 
-bool higher(const Held& a, const Held& b) { return a.value > b.value || (a.value == b.value && a.index < b.index); }
-
-float noise(const DrawKey& key, int64_t index) {
-  return gumbel_from_word(keyed_words(key, kGumbelStream, uint32_t(index >> 2)).w[index & 3]);
-}
-
-// Draws for entries that may begin anywhere: the kernels take whole blocks of four. `buffer` holds kChunk + 4 floats.
-void draw_from(const float* x, int64_t n, int64_t first, float max, const Sampling& sampling, float* buffer, Best* best) {
+Aligned aligned(const float* x, int64_t n, int64_t first, float* buffer) {
   const int64_t before = first & 3;
-  if (before) {
-    std::fill(buffer, buffer + before, -INFINITY);
-    std::copy(x, x + n, buffer + before);
-    x = buffer;
-  }
-  kernels().draw(x, n + before, first - before, max, sampling, best);
+  if (!before) return {x, n, first};
+  std::fill(buffer, buffer + before, -INFINITY);
+  std::copy(x, x + n, buffer + before);
+  return {buffer, n + before, first - before};
 }
-
-}  // namespace
-
-struct PieceScratch {
-  std::vector<float> view = std::vector<float>(kChunk), copy = std::vector<float>(2 * (kChunk + 4));
-  std::vector<float> maxima;
-  std::vector<int64_t> order;
-  std::vector<Held> held;
-};
-
-namespace {
-
-// Rows of a piece over threads: body(r, its logits, scratch).
-template <class Body>
-void over_rows(const DlmkHiddenArgs& a, const DlmkPiece& piece, Body body) {
-  // In the piece's own indices.
-  std::vector<int64_t> suppressed;
-  for (const int64_t *id = in<int64_t>(a.suppress_ids), *end = id + a.suppress_count; id != end; ++id)
-    if (*id >= piece.first && *id < piece.first + piece.n) suppressed.push_back(*id - piece.first);
-  const int64_t work = a.R * piece.n / 16384 + 1;
-  parallel(int(std::min<int64_t>({a.threads, a.R, work})), [&](int thread, int team) {
-    PieceScratch scratch;
-    for (int64_t r = a.R * thread / team; r < a.R * (thread + 1) / team; ++r) {
-      Row row{nullptr, piece.dtype, piece.n, &suppressed};
-      row.logits = in<char>(piece.logits) + r * piece.stride * row.width();
-      body(r, row, scratch);
-    }
-  });
-}
-
-}  // namespace
 
 HiddenRows::HiddenRows(const DlmkHiddenArgs& args)
     : a_(args),
@@ -112,138 +66,17 @@ HiddenRows::HiddenRows(const DlmkHiddenArgs& args)
 }
 
 HiddenRows::Plan HiddenRows::plan(int64_t r) const {
-  const float t = in<float>(a_.temperature)[r];
-  const int64_t k = in<int64_t>(a_.top_k)[r];
+  const float t = address<float>(a_.temperature)[r];
+  const int64_t k = address<int64_t>(a_.top_k)[r];
   Plan p;
   p.sampled = t > 0;
   p.temperature = p.sampled ? t : 1;
-  const bool filters = (k > 0 && k < a_.V) || !(in<float>(a_.top_p)[r] >= 1);
+  const bool filters = (k > 0 && k < a_.V) || !(address<float>(a_.top_p)[r] >= 1);
   p.filtered = filters && (p.sampled || a_.sampling_confidence);
   p.reshaped = a_.sampling_confidence && (filters || p.temperature != 1);
   p.scale = p.reshaped ? p.temperature : 1;
-  p.key = {in<int64_t>(a_.seed)[r], in<int64_t>(a_.row_ids)[r], in<int64_t>(a_.step)[r]};
+  p.key = {address<int64_t>(a_.seed)[r], address<int64_t>(a_.row_ids)[r], address<int64_t>(a_.step)[r]};
   return p;
-}
-
-void HiddenRows::read(const DlmkPiece& piece) const {
-  over_rows(a_, piece, [&](int64_t r, const Row& row, PieceScratch& scratch) {
-    const Plan p = plan(r);
-    Part& part = part_[r];
-    scratch.order.clear();
-    scratch.maxima.resize(size_t(row.chunks()));
-    for (int64_t c = 0; c < row.chunks() && part.m == part.m; ++c) {
-      float &max = scratch.maxima[size_t(c)], s = 0, t = 0;
-      const float* x = row.view(c, scratch.view.data(), &max);
-      const int64_t n = row.size(c), first = piece.first + c * kChunk;
-      if (max == -INFINITY) continue;
-      scratch.order.push_back(c);
-      Part here{max, double(first), -INFINITY, 0, 0};
-      if (max != max) {
-        here.index += double(std::find_if(x, x + n, [](float v) { return v != v; }) - x);
-      } else if (max == INFINITY) {
-        here.index += double(std::find(x, x + n, max) - x);
-        here.s = double(std::count(x, x + n, max));
-      } else {
-        if (!(max <= part.m)) {  // the index and second of a chunk below the maximum are not looked at
-          const int64_t i = kernels().find(x, n, max);
-          here.index += double(i);
-          here.second = kernels().maximum_without(x, n, i);
-        }
-        if (!(p.reshaped && p.filtered) && (double(max) - part.m) / p.scale >= -kNegligible) {
-          if (p.scale == 1)
-            kernels().sums(x, n, max, nullptr, 0, &s, &t);
-          else
-            kernels().kept_sums(x, n, {max, p.scale, -INFINITY, {}}, &s, &t);
-          here.s = s;
-          here.t = t;
-        }
-      }
-      absorb(part, here, p.scale);
-    }
-    if (!finite(r) || !(p.filtered || p.sampled)) return;
-    // The highest chunks first: what they leave for the others is little.
-    const auto higher_chunk = [&](int64_t a, int64_t b) { return scratch.maxima[size_t(a)] > scratch.maxima[size_t(b)]; };
-    std::stable_sort(scratch.order.begin(), scratch.order.end(), higher_chunk);
-    if (p.filtered) {
-      hold(r, row, piece.first, scratch);
-    } else {
-      for (int64_t c : scratch.order) {
-        const float* x = row.view(c, scratch.view.data());
-        if (!contend(r, p, x, row.size(c), piece.first + c * kChunk, scratch.maxima[size_t(c)], scratch.copy.data())) break;
-      }
-    }
-  });
-}
-
-// Adds what may win of one chunk to the contenders; false if nothing of it, or of a lower chunk, may.
-bool HiddenRows::contend(int64_t r, const Plan& p, const float* x, int64_t n, int64_t first, float max, float* buffer) const {
-  Contenders& all = contenders_[r];
-  if (all.count < 0) return false;
-  const float m = maximum(r);
-  const auto value = [&](const Contender& c) { return (c.x - m) / p.temperature + c.noise; };
-  float floor = -INFINITY;
-  for (int i = 0; i < all.count; ++i) floor = std::max(floor, value(all.list[i]) - kSlack);
-  const Sampling sampling = {m, p.temperature, -INFINITY, p.key};
-  float* copy = nullptr;
-  if ((max - m) / p.temperature + kLargestGumbel < floor) return false;
-  for (;;) {
-    Best best = {floor, INT64_MAX};  // an equal value comes before it
-    draw_from(x, n, first, max, sampling, buffer, &best);
-    if (best.index == INT64_MAX) return true;
-    const int64_t i = best.index - first;
-    const Contender found = {x[i], noise(p.key, best.index), int32_t(best.index)};
-    floor = std::max(floor, best.value - kSlack);
-    all.count = int32_t(std::remove_if(all.list, all.list + all.count, [&](const Contender& c) { return value(c) < floor; }) -
-                        all.list);
-    if (all.count == kContenders) {
-      all.count = -1;
-      return false;
-    }
-    all.list[all.count++] = found;
-    if (!copy) {
-      copy = buffer + kChunk + 4;
-      std::copy(x, x + n, copy);
-      x = copy;
-    }
-    copy[i] = -INFINITY;  // and who is next
-  }
-}
-
-// The highest entries of a piece and of those held before. Within the piece the lists are cut down only now and then.
-void HiddenRows::hold(int64_t r, const Row& row, int64_t first, PieceScratch& scratch) const {
-  constexpr int64_t kGroup = 64;
-  const size_t room = size_t(a_.held_size);
-  std::vector<Held>& all = scratch.held;
-  all.assign(held_ + r * a_.held_size, held_ + r * a_.held_size + held_count_[r]);
-  float bound = all.size() == room ? all.back().value : -INFINITY;
-  for (int64_t c : scratch.order) {
-    if (!(scratch.maxima[size_t(c)] > bound)) break;
-    const float* x = row.view(c, scratch.view.data());
-    for (int64_t i = 0, end; i < row.size(c); i = end) {
-      end = std::min(i + kGroup, row.size(c));
-      if (!(kernels().maximum(x + i, end - i) > bound)) continue;
-      for (int64_t j = i; j < end; ++j)
-        if (x[j] > bound) all.push_back({x[j], int32_t(first + c * kChunk + j)});
-    }
-    if (all.size() >= 2 * room) {
-      cut(all);
-      bound = all.back().value;
-    }
-  }
-  put_held(r, all);
-}
-
-// The highest of `all`; if they fill the room for held entries, the lowest of them is the last.
-void HiddenRows::cut(std::vector<Held>& all) const {
-  if (int64_t(all.size()) < a_.held_size) return;
-  std::nth_element(all.begin(), all.begin() + (a_.held_size - 1), all.end(), higher);
-  all.resize(size_t(a_.held_size));
-}
-
-void HiddenRows::put_held(int64_t r, std::vector<Held>& all) const {
-  cut(all);
-  std::copy(all.begin(), all.end(), held_ + r * a_.held_size);
-  held_count_[r] = int32_t(all.size());
 }
 
 void HiddenRows::merge(const Part* parts, const Held* held, const int32_t* held_count) const {
@@ -293,25 +126,26 @@ int64_t HiddenRows::settle() const {
 }
 
 void HiddenRows::weigh(const DlmkPiece& piece) const {
-  over_rows(a_, piece, [&](int64_t r, const Row& row, PieceScratch& scratch) {
-    if (todo_[r] == kSearchK || todo_[r] == kSearchP) add_weights(r, row, scratch.view.data());
+  over_rows(a_, piece, 1, [&](int64_t r, const Row& row, PieceScratch& scratch) {
+    if (todo_[r] == kSearchK || todo_[r] == kSearchP) add_weights(r, row, scratch.view());
   });
 }
 
 void HiddenRows::draw(const DlmkPiece& piece) const {
-  over_rows(a_, piece, [&](int64_t r, const Row& row, PieceScratch& scratch) {
+  over_rows(a_, piece, 1, [&](int64_t r, const Row& row, PieceScratch& scratch) {
     if (todo_[r] != kReadAgain) return;
     const Plan p = plan(r);
     Winner& winner = winner_[r];
     const Sampling sampling = {maximum(r), p.temperature, keep_[r], p.key};
     for (int64_t c = 0; c < row.chunks(); ++c) {
       float max, s, t;
-      const float* x = row.view(c, scratch.view.data(), &max);
+      const float* x = row.view(c, scratch.view(), &max);
       const int64_t n = row.size(c), first = piece.first + c * kChunk;
       if (max < sampling.keep || max == -INFINITY) continue;
       if (p.sampled) {
         Best best = {float(winner.value), int64_t(winner.index)};
-        draw_from(x, n, first, max, sampling, scratch.copy.data(), &best);
+        const Aligned all = aligned(x, n, first, scratch.copy());
+        kernels().draw(all.x, all.n, all.first, max, sampling, &best);
         if (double(best.index) != winner.index) winner = {best.value, double(best.index), x[best.index - first], winner.s, winner.t};
       }
       if (p.reshaped && p.filtered) {

@@ -3,7 +3,8 @@
 
 #include <vector>
 
-#include "cpu/dlmk.h"
+#include "cpu/arguments.h"
+#include "cpu/parallel.h"
 #include "cpu/row.h"
 
 namespace dlmk {
@@ -23,18 +24,6 @@ struct Held {
   int32_t index;
 };
 
-// Entries of an unfiltered row that may have the highest noised value. (x - m) / temperature is rounded, so that the winner is
-// known only when m is: until then everything within kSlack of the best stays.
-struct Contender {
-  float x, noise;
-  int32_t index;
-};
-constexpr int kContenders = 8;
-struct Contenders {
-  int32_t count;  // -1: more than there is room for, which takes eight noised values within kSlack; the row is read again
-  Contender list[kContenders];
-};
-
 // The descent to the boundary of a filter, eight bits of the ordered values a pass.
 struct Search {
   int64_t above;           // weight of the values above those that begin with `prefix`
@@ -51,7 +40,48 @@ struct Winner {
 };
 constexpr double kNobody = 9007199254740992.0;
 
-struct PieceScratch;  // memory that a thread reuses from row to row
+// `b` into `a`. Symmetric in the indices, so that shards may come in any order.
+void absorb(Part& a, const Part& b, double scale);
+
+// Entries that may begin anywhere, for kernels that draw: they take whole blocks of four.
+struct Aligned {
+  const float* x;
+  int64_t n, first;
+};
+Aligned aligned(const float* x, int64_t n, int64_t first, float* buffer);
+
+// Memory that is reused from row to row, a buffer for each of the threads that share a row.
+struct PieceScratch {
+  static constexpr int64_t kBuffer = 2 * kChunk + 4;  // a chunk as floats, and once more for `aligned`
+  std::vector<float> buffers;
+  std::vector<ChunkStats> chunks;
+  std::vector<int64_t> order;
+  std::vector<Held> held;
+  std::vector<Contenders> contenders;
+
+  explicit PieceScratch(int sharing) : buffers(size_t(sharing * kBuffer)), contenders(size_t(sharing)) {}
+  float* view(int thread = 0) { return buffers.data() + thread * kBuffer; }
+  float* copy(int thread = 0) { return view(thread) + kChunk; }
+};
+
+// Rows of a piece, over threads or with `sharing` threads for each: body(r, its logits, scratch).
+template <class Body>
+void over_rows(const DlmkHiddenArgs& a, const DlmkPiece& piece, int sharing, Body body) {
+  // In the piece's own indices.
+  std::vector<int64_t> suppressed;
+  const int64_t* ids = address<int64_t>(a.suppress_ids);
+  for (const int64_t *id = ids, *end = ids + a.suppress_count; id != end; ++id)
+    if (*id >= piece.first && *id < piece.first + piece.n) suppressed.push_back(*id - piece.first);
+  const int64_t work = a.R * piece.n / 16384 + 1;
+  parallel(sharing > 1 ? 1 : int(std::min<int64_t>({a.threads, a.R, work})), [&](int thread, int team) {
+    PieceScratch scratch(sharing);
+    for (int64_t r = a.R * thread / team; r < a.R * (thread + 1) / team; ++r) {
+      Row row{nullptr, piece.dtype, piece.n, &suppressed};
+      row.logits = address<char>(piece.logits) + r * piece.stride * row.width();
+      body(r, row, scratch);
+    }
+  });
+}
 
 class HiddenRows {
  public:
@@ -81,10 +111,15 @@ class HiddenRows {
   bool all_held(int64_t r, float lowest) const;
   int64_t mass(int64_t r, const Plan& plan, float x) const;
 
-  bool contend(int64_t r, const Plan& plan, const float* x, int64_t n, int64_t first, float max, float* buffer) const;
+  // hidden_read.cpp
+  void survey(int64_t r, const Plan& plan, const Row& row, int64_t begin, int64_t end, float* buffer, ChunkStats* chunks) const;
+  void take(int64_t r, const Plan& plan, const Row& row, int64_t first, PieceScratch& scratch) const;
+  void contend(int64_t r, const Plan& plan, const Row& row, int64_t first, int sharing, PieceScratch& scratch) const;
   void hold(int64_t r, const Row& row, int64_t first, PieceScratch& scratch) const;
   void cut(std::vector<Held>& all) const;
   void put_held(int64_t r, std::vector<Held>& all) const;
+
+  // hidden_filters.cpp
   void boundary_of_k(int64_t r, const Plan& plan, float lowest) const;
   bool nucleus_of_held(int64_t r, const Plan& plan) const;
   void keep(int64_t r, float by_p) const;

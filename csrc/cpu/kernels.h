@@ -31,6 +31,21 @@ struct Best {
   int64_t index;  // -1: none
 };
 
+// Noised entries of a row whose maximum is still to come. (x - m) / temperature is rounded, so that the winner is known only when
+// m is: until then everything within kSlack of the best stays.
+struct Contender {
+  float x, noise;
+  int32_t index;
+};
+constexpr int kContenders = 8;
+struct Contenders {
+  int32_t count;  // -1: more than there is room for, which takes eight noised values within kSlack; the row is read again
+  Contender list[kContenders];
+};
+
+// Noised values are compared while their roundings may still change: three of at most 2^-24 x 26 each, twice, with room.
+constexpr float kSlack = 1e-4f;
+
 // A row's sampling distribution: softmax((x - m) / temperature) over x >= keep.
 struct Sampling {
   float m, temperature, keep;
@@ -69,7 +84,9 @@ struct ChunkKernels {
   int64_t (*collect_bin)(const float* x, int64_t n, const Sampling& row, int bin, float* out);
   // Draws for n entries, the first of which is vocabulary entry `first` (a multiple of 4); `max` bounds them.
   void (*draw)(const float* x, int64_t n, int64_t first, float max, const Sampling& row, Best* best);
-  // The same over the logarithms of weights. No entry is NaN, no weight infinite.
+  // The same while row.m may still rise: all that may win, those of before included. Nothing below `floor` does.
+  void (*contend)(const float* x, int64_t n, int64_t first, float max, const Sampling& row, float floor, Contenders* all);
+  // As `draw`, over the logarithms of weights. No entry is NaN, no weight infinite.
   void (*draw_state)(const float* x, int64_t n, int64_t first, float max, const StateDraw& row, Best* best);
   // Copies the entries >= lowest, in order; their number.
   int64_t (*collect)(const float* x, int64_t n, float lowest, float* out);

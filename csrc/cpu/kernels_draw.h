@@ -21,6 +21,12 @@ struct Logits {
   }
   bool counts(float x) const { return x >= row.keep && x != -INFINITY; }
   float value(float x) const { return (x - row.m) / row.temperature; }
+  // Not even with the largest draw of a word with so many leading zeros: u >= 2^-n, so -log(-log(1 - u)) <= n log(2). Two
+  // logarithms less for most words that the bound of a whole chunk lets through.
+  bool hopeless(float x, uint32_t word, float best) const {
+    const int n = __builtin_clzll(2 * uint64_t(word) + 1) - 30;  // 33 for a word of 0
+    return value(x) + 0.69314718f * float(n) + 1e-3f < best;
+  }
 };
 
 // ... or the logarithm of a state's weight, which grows with its log score x and is at most x + log_slope.
@@ -37,15 +43,47 @@ struct States {
     return x - 1e-5f * (fabsf(x) + fabsf(best) + fabsf(row.log_slope));
   }
   bool counts(float) const { return true; }
+  bool hopeless(float, uint32_t, float) const { return false; }  // its value takes longer than the draw
   float value(float x) const { return log_weight(weight_of(row.weights, exp(double(x)))); }
 };
 
-template <class Terms>
-static inline void consider(const Terms& terms, float x, int64_t index, uint32_t word, Best* best) {
-  if (!terms.counts(x)) return;
-  const float value = terms.value(x) + gumbel_from_word(word);
-  if (value > best->value || (value == best->value && index < best->index)) *best = {value, index};
-}
+// Who wins: `reach` is what the next value has to come up to.
+struct Single {
+  Best* best;
+
+  float reach() const { return best->value; }
+  template <class Terms>
+  void take(const Terms& terms, float x, int64_t index, uint32_t word) {
+    const float value = terms.value(x) + gumbel_from_word(word);
+    if (value > best->value || (value == best->value && index < best->index)) *best = {value, index};
+  }
+};
+
+// Who may win.
+struct Several {
+  Contenders* all;
+  float floor;
+
+  float reach() const { return floor; }
+  template <class Terms>
+  void take(const Terms& terms, float x, int64_t index, uint32_t word) {
+    const auto value_of = [&](const Contender& c) { return terms.value(c.x) + c.noise; };
+    const Contender found = {x, gumbel_from_word(word), int32_t(index)};
+    const float value = value_of(found);
+    if (!(value >= floor) || all->count < 0) return;
+    if (value - kSlack > floor) {
+      floor = value - kSlack;
+      int32_t left = 0;
+      for (int32_t i = 0; i < all->count; ++i)
+        if (value_of(all->list[i]) >= floor) all->list[left++] = all->list[i];
+      all->count = left;
+    }
+    if (all->count == kContenders)
+      all->count = -1;
+    else
+      all->list[all->count++] = found;
+  }
+};
 
 // What a row's Philox blocks have in common.
 struct PhiloxRow {
@@ -85,11 +123,11 @@ struct PhiloxRow {
 };
 
 // Draws for n entries that `max` bounds, the first of which is entry `first` of the row.
-template <class Terms>
-static inline void draw_from(const Terms& terms, const float* x, int64_t n, int64_t first, float max, Best* best) {
+template <class Terms, class Found>
+static inline void draw_from(const Terms& terms, const float* x, int64_t n, int64_t first, float max, Found found) {
   const float bound = terms.bound(max);
-  uint32_t limit = largest_word(bound, best->value);
-  float lowest = terms.lowest(best->value);
+  uint32_t limit = largest_word(bound, found.reach());
+  float lowest = terms.lowest(found.reach());
   const DrawKey key = terms.key();
   const PhiloxRow philox(key);
   const int64_t group = 4 * V::W;
@@ -110,11 +148,12 @@ static inline void draw_from(const Terms& terms, const float* x, int64_t n, int6
       for (int k = 0; k < 4; ++k) {
         const int64_t at = i + 4 * lane + k;
         if (stored[k][lane] > limit || !(x[at] >= lowest)) continue;
-        const float before = best->value;
-        consider(terms, x[at], first + at, stored[k][lane], best);
-        if (best->value > before) {
-          limit = largest_word(bound, best->value);
-          lowest = terms.lowest(best->value);
+        const float before = found.reach();
+        if (terms.hopeless(x[at], stored[k][lane], before)) continue;
+        if (terms.counts(x[at])) found.take(terms, x[at], first + at, stored[k][lane]);
+        if (found.reach() > before) {
+          limit = largest_word(bound, found.reach());
+          lowest = terms.lowest(found.reach());
         }
       }
     }
@@ -122,14 +161,18 @@ static inline void draw_from(const Terms& terms, const float* x, int64_t n, int6
   for (; i < n; i += 4) {
     const Words words = keyed_words(key, kGumbelStream, uint32_t((first + i) >> 2));
     for (int64_t k = 0; k < 4 && i + k < n; ++k)
-      if (words.w[k] <= limit) consider(terms, x[i + k], first + i + k, words.w[k], best);
+      if (words.w[k] <= limit && terms.counts(x[i + k])) found.take(terms, x[i + k], first + i + k, words.w[k]);
   }
 }
 
 static void k_draw(const float* x, int64_t n, int64_t first, float max, const Sampling& row, Best* best) {
-  draw_from(Logits{row}, x, n, first, max, best);
+  draw_from(Logits{row}, x, n, first, max, Single{best});
+}
+
+static void k_contend(const float* x, int64_t n, int64_t first, float max, const Sampling& row, float floor, Contenders* all) {
+  draw_from(Logits{row}, x, n, first, max, Several{all, floor});
 }
 
 static void k_draw_state(const float* x, int64_t n, int64_t first, float max, const StateDraw& row, Best* best) {
-  draw_from(States{row}, x, n, first, max, best);
+  draw_from(States{row}, x, n, first, max, Single{best});
 }

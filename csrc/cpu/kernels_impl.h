@@ -373,7 +373,7 @@ static int64_t k_find(const float* x, int64_t n, float value) {
 #include "cpu/vectors_impl.h"
 
 static constexpr ChunkKernels table(const char* name) {
-  return {name,    k_load,        k_maximum, k_maximum_without, k_sums,    k_kept_sums, k_exact_sum, k_masses,
-          k_split, k_collect_bin, k_draw,    k_draw_state,      k_collect, k_find,      k_tile,      k_products,
-          k_store};
+  return {name,      k_load,  k_maximum,     k_maximum_without, k_sums,    k_kept_sums,  k_exact_sum,
+          k_masses,  k_split, k_collect_bin, k_draw,            k_contend, k_draw_state, k_collect,
+          k_find,    k_tile,  k_products,    k_store};
 }

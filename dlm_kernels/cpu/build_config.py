@@ -15,6 +15,7 @@ SOURCES = [
     "csrc/cpu/revoke.cpp",
     "csrc/cpu/gaussian.cpp",
     "csrc/cpu/hidden.cpp",
+    "csrc/cpu/hidden_read.cpp",
     "csrc/cpu/hidden_filters.cpp",
     "csrc/cpu/normals.cpp",
     "csrc/cpu/kernels_scalar.cpp",

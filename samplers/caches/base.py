@@ -28,6 +28,8 @@ class Cache(Part, ABC):
 
     sees: ClassVar[str]
     """What of the canvas the forwards inside a block compute, for error messages."""
+    opens_with_all: ClassVar[bool] = False
+    """True when the forward that opens a block computes every column."""
     computes_suffix: ClassVar[bool] = False
     """True when the window reaches to the end of the canvas."""
 

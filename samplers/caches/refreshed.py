@@ -24,6 +24,8 @@ class RefreshedCache(Cache):
     device to tell them apart.
     """
 
+    opens_with_all = True
+
     def check(self, sampler: Sampler) -> None:
         super().check(sampler)
         name = type(self).__name__
@@ -36,15 +38,15 @@ class RefreshedCache(Cache):
             )
 
     def start(self, state: SamplerState) -> None:
-        state.memory["cache.block_end"] = torch.zeros_like(state.block_end)
+        state.memory["cache.block_start"] = torch.full_like(state.block_start, -1)
 
     @abstractmethod
     def window(self, state: SamplerState) -> tuple[Tensor, Tensor]:
         """(first, end) columns, int64 [B] each, that a forward inside a block computes."""
 
     def forward(self, adapter: Adapter, state: SamplerState) -> tuple[Tensor, Tensor]:
-        fresh = state.memory["cache.block_end"] != state.block_end
-        state.memory["cache.block_end"] = state.block_end
+        fresh = state.memory["cache.block_start"] != state.block_start  # the end may still move, see AdaBlock
+        state.memory["cache.block_start"] = state.block_start
         first, end = self.window(state)
         first, end = torch.where(fresh, 0, first), torch.where(fresh, state.length, end)
         if bool((fresh == fresh[:1]).all()):

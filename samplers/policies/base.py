@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -43,6 +43,9 @@ class Policy(Part, ABC):
     keyed_by_step: ClassVar[bool] = True
     """False when the choice never looks at a sampled token. A token's noise then needs no step in its key, for it is used
     once, and the token drawn at a position depends on the canvas alone."""
+    statistics: Literal["model", "sampling"] | None = None
+    """The distribution that the statistics in `TokenScores` describe, as `score_tokens(confidence=...)`: the model's own, at
+    temperature 1, or the tempered and filtered one that tokens are drawn from. None: the sampler family's."""
     foresees: ClassVar[bool] = False
     """True when `candidates` may leave a row without any, so that the row needs no forward in this step."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -20,9 +20,15 @@ class EntropyBound(Policy):
 
     The sum bounds the total correlation of the committed set, so the divergence between the joint distribution and the
     product that is sampled from is at most gamma nats a step, provided the marginals come from one consistent joint.
+
+    statistics: of which distribution the entropies are. "sampling": the tempered and filtered one that tokens are drawn
+        from (diffusers' EntropyBoundScheduler, which scales the logits first). "model": the model's own, at temperature 1
+        (the implementations in PC-Sampler and InfoGain); above temperature 1 it underestimates what is sampled, and the
+        bound is lost. None: what the sampler family measures, "model" for LLaDA, "sampling" for Dream.
     """
 
     gamma: float | tuple[float, ...] = 0.1
+    statistics: Literal["model", "sampling"] | None = None
 
     guarantee = Guarantee.BOUNDED
     promise = "a step's divergence from the joint is at most gamma nats, if the marginals are consistent"
@@ -31,6 +37,8 @@ class EntropyBound(Policy):
     def __post_init__(self) -> None:
         if not all(gamma >= 0 for gamma in per_request(self.gamma)):
             raise InvalidArgumentError(f"gamma must be >= 0 nats, got {self.gamma}")
+        if self.statistics not in (None, "model", "sampling"):
+            raise InvalidArgumentError(f"statistics must be 'model', 'sampling' or None, got {self.statistics!r}")
 
     def preference(self, scores: TokenScores, state: SamplerState) -> Tensor:
         return -scores.entropy

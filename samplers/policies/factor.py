@@ -18,9 +18,13 @@ class Factor(Policy):
 
     c_n is the n-th highest confidence of the row. At f <= 1 and temperature 0 the tokens committed together are the most
     likely joint assignment, provided the model's marginals come from one consistent joint distribution.
+
+    upstream_quirk: commit the last mask, too, when all others of the block pass and it alone does not. The released code
+        (`get_transfer_index_dynamic`) does so: its loop ends at the last index whether it broke off there or not.
     """
 
     f: float | tuple[float, ...] = 1.0
+    upstream_quirk: bool = False
 
     guarantee = Guarantee.BOUNDED
     promise = "at f <= 1, temperature 0, consistent marginals, what commits together is the likeliest joint assignment"
@@ -28,9 +32,15 @@ class Factor(Policy):
     def __post_init__(self) -> None:
         if not all(f > 0 for f in per_request(self.f)):
             raise InvalidArgumentError(f"f must be above 0, got {self.f}")
+        if self.upstream_quirk:  # the last mask commits whatever its confidence
+            object.__setattr__(self, "guarantee", Guarantee.APPROXIMATE)
 
     def outlook(self, scores: TokenScores, state: SamplerState) -> Outlook:
         return Outlook(scores.confidence, tokens_per_step=None, settled=False)
 
     def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
-        return select_positions(scores.confidence, state.active, factor=state.per_request(self.f))
+        chosen = select_positions(scores.confidence, state.active, factor=state.per_request(self.f))
+        if self.upstream_quirk:
+            one_left = chosen.sum(-1) == state.remaining - 1
+            chosen |= state.active & one_left[:, None]
+        return chosen

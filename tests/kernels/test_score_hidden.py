@@ -24,7 +24,7 @@ ROWS = 24  # enough that fp32 logits have the same bits in every split
 def width(request, monkeypatch):
     """Pieces as wide as the number of rows allows, and narrow ones."""
     if request.param:
-        monkeypatch.setattr(lm_head, "PIECE_LOGITS", 0)
+        monkeypatch.setattr(lm_head, "PIECE_BYTES", 0)
 
 
 def make_head(vocabulary, dimension, dtype, rows=ROWS, bias=False):
@@ -131,6 +131,31 @@ def test_close_draws_while_the_maximum_rises(backend, width):
     assert_equal("token", got.token, score_tokens(x, backend="reference", **options).token)
 
 
+def test_a_row_that_threads_share(fast_backend, two_threads):
+    """Fewer rows than threads: each has some chunks of a row, and what may win in one may not beside the other's."""
+    vocabulary, row_id = 70001, 3
+    noise = gumbel(12, row_id, 0, vocabulary)
+    close = torch.full((vocabulary,), -60.0)
+    several, many = close.clone(), close.clone()
+    for x, count in ((close, 2), (several, 8), (many, 12)):  # noised values a few bits apart, all over the vocabulary
+        at = torch.linspace(1000, vocabulary - 1000, count).long()
+        x[at] = 8 - noise[at] + torch.arange(count) * 2.0**-20
+    infinite, nan = torch.randn(2, vocabulary)
+    infinite[[5, 40000, 69000]], nan[[40001, 69001]] = math.inf, math.nan
+    flat = torch.randn(vocabulary)
+    for name, row in {"close": close, "several": several, "many": many, "all": -noise, "infinite": infinite, "nan": nan,
+                      "flat": flat, "peaked": flat * 9, "-inf": torch.full_like(flat, -math.inf)}.items():  # fmt: skip
+        for options in ({}, {"temperature": 1.0}, {"temperature": 0.7, "confidence": "sampling"}):
+            options |= {"seed": 12, "row_ids": row_id}
+            torch.set_num_threads(2)
+            got = score_hidden(torch.ones(1, 1), row[:, None], backend=fast_backend, **options)
+            assert_same_scores(got, score_tokens(row[None], backend="reference", **options), [name])
+            torch.set_num_threads(1)
+            alone = score_hidden(torch.ones(1, 1), row[:, None], backend=fast_backend, **options)
+            for field, value in alone._asdict().items():
+                assert_equal(f"{field}, {name}", getattr(got, field), value)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("dimension", [3, 64, 1000])
 def test_logits_have_the_same_bits_in_every_split(width, dtype, dimension):
@@ -152,7 +177,8 @@ def test_logits_have_the_same_bits_in_every_split(width, dtype, dimension):
 @pytest.mark.parametrize("vocabulary", [1, 15, 16, 4095, 4096, 4097, 4111, 4112, 8193, 126464, 126465])
 def test_pieces_cover_the_vocabulary_and_none_is_narrow(vocabulary):
     for rows, width in ((0, 2**20), (8, 131072), (33, 28672), (64, 16384), (256, 4096), (4096, 4096)):
-        assert piece_width(rows) == width
+        assert piece_width(rows, 4) == width
+    assert piece_width(256, 2) == 2 * piece_width(256, 4)
     ends = bounds(vocabulary, 4096)
     sizes = [end - begin for begin, end in pairwise(ends)]
     assert ends[0] == 0

@@ -16,16 +16,29 @@ MASK, EOS = 22, 3
 unit = st.floats(0.05, 1.0)
 count = st.integers(1, 4)
 
+THRESHOLDS = st.builds(s.Threshold, tau=unit)
+FREQUENCIES = s.background_frequencies([range(MASK + 1), [1, 2, 3] * 20], vocabulary=MASK + 1)
+
 POLICIES = {
+    s.AdaBlock: st.builds(
+        s.AdaBlock,
+        delimiters=st.sampled_from([(5,), (5, 6, 7, 8)]),
+        tau_d=unit,
+        window=unit,
+        inner=THRESHOLDS | st.builds(s.FixedQuota, tokens_per_step=count),
+    ),
     s.AncestralUnmask: st.builds(s.AncestralUnmask),
     s.CappedThreshold: st.builds(s.CappedThreshold, tau=unit),
     s.Credit: st.builds(s.Credit, tau=unit, alpha=st.floats(0.0, 3.0), k=count),
     s.Dilated: st.builds(s.Dilated, base=st.integers(2, 4)),
-    s.EntropyBound: st.builds(s.EntropyBound, gamma=st.floats(0.0, 3.0)),
+    s.EntropyBound: st.builds(
+        s.EntropyBound, gamma=st.floats(0.0, 3.0), statistics=st.sampled_from([None, "model", "sampling"])
+    ),
     s.EventDriven: st.builds(
         s.EventDriven, grid=st.none() | st.integers(1, 40), alpha=st.sampled_from(["linear", "cosine"])
     ),
-    s.Factor: st.builds(s.Factor, f=st.floats(0.1, 3.0)),
+    s.ExploreOne: st.builds(s.ExploreOne, inner=THRESHOLDS | st.builds(s.AncestralUnmask) | st.builds(s.FixedQuota)),
+    s.Factor: st.builds(s.Factor, f=st.floats(0.1, 3.0), upstream_quirk=st.booleans()),
     s.FixedQuota: st.builds(
         s.FixedQuota,
         order=st.sampled_from(["confidence", "margin", "entropy", "random", "left_to_right"]),
@@ -41,6 +54,14 @@ POLICIES = {
     s.LocalLeap: st.builds(s.LocalLeap, tau=unit, tau_low=unit, radius=st.integers(0, 9)),
     s.Margin: st.builds(s.Margin, tau=unit),
     s.SlowFast: st.builds(s.SlowFast, tau_min=unit, tau_high=unit, most_slow=st.integers(4, 8), window=count, u=count),
+    s.PCSampler: st.builds(
+        s.PCSampler,
+        background=st.just(FREQUENCIES),
+        lam=st.floats(0.0, 2.0),
+        alpha=st.floats(0.1, 10.0),
+        inner=st.builds(s.FixedQuota, tokens_per_step=st.none() | count),
+    ),
+    s.Saber: st.builds(s.Saber, n=count),
     s.Threshold: st.builds(s.Threshold, tau=unit, strict=st.booleans()),
 }
 POLICIES[s.Spaced] = st.builds(
@@ -50,8 +71,11 @@ POLICIES[s.Spaced] = st.builds(
     relax=st.booleans(),
 )
 REMASK = {
+    s.ConfidenceDrop: st.builds(s.ConfidenceDrop, n=st.integers(0, 6), mu=count),
     s.ReMDM: st.builds(s.ReMDM, kind=st.sampled_from(["cap", "rescale", "conf", "loop"]), eta=st.none() | unit),
+    s.SelfPlanning: st.builds(s.SelfPlanning, eta=st.floats(0.0, 3.0)),
     s.ShadowVerify: st.builds(s.ShadowVerify),
+    s.TokenEditing: st.builds(s.TokenEditing, tau_edit=st.floats(0.0, 1.0), max_post_steps=st.integers(0, 3)),
 }
 STOPPING = {
     s.EndOfText: st.builds(s.EndOfText),
@@ -129,7 +153,9 @@ def compositions(draw: st.DrawFn) -> Composition | str:
     stopping = draw(st.lists(st.one_of(list(STOPPING.values())), max_size=2))
     kind = draw(st.sampled_from([s.LLaDASampler, s.DreamSampler]))
     try:
-        sampler = kind(model, policy=policy, remask=remask, stopping=stopping, length=length, verify=verify)
+        joint = isinstance(remask, s.Policy)
+        chosen = None if joint else policy
+        sampler = kind(model, policy=chosen, remask=remask, stopping=stopping, length=length, verify=verify)
     except InvalidArgumentError as error:
         return str(error)
     rows = draw(st.integers(1, 5))

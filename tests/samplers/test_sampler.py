@@ -7,6 +7,7 @@ import torch
 from fakes import SpikeModel, TableModel
 
 from dlm_samplers import (
+    AdaBlock,
     AncestralUnmask,
     CappedThreshold,
     Credit,
@@ -15,6 +16,7 @@ from dlm_samplers import (
     EndOfText,
     EntropyBound,
     EventDriven,
+    ExploreOne,
     Factor,
     FixedQuota,
     FrozenConfidence,
@@ -26,12 +28,18 @@ from dlm_samplers import (
     LocalLeap,
     Margin,
     ModelSpec,
+    PCSampler,
+    Saber,
     SlowFast,
     Spaced,
     Threshold,
+    background_frequencies,
 )
 
+FREQUENCIES = background_frequencies([range(23), [1, 2, 3] * 20], vocabulary=23)
 POLICIES = [
+    AdaBlock((5, 6, 7, 8), tau_d=0.1, inner=Threshold(0.6)),
+    AdaBlock((5, 6, 7, 8), tau_d=0.1, inner=FixedQuota("margin", tokens_per_step=2)),
     FixedQuota(),
     FixedQuota("margin", tokens_per_step=3),
     FixedQuota("entropy", tokens_per_step=2),
@@ -42,7 +50,9 @@ POLICIES = [
     Dilated(),
     CappedThreshold(0.5),
     FrozenConfidence(3),
+    Factor(1.0, upstream_quirk=True),
     EntropyBound(0.5),
+    EntropyBound(0.5, statistics="sampling"),
     EventDriven(6),
     EventDriven(),
     Factor(1.0),
@@ -53,6 +63,12 @@ POLICIES = [
     SlowFast(most_slow=3, tau_high=0.5),
     Spaced(Threshold(0.3), distance=3),
     Threshold(0.6),
+    ExploreOne(Threshold(0.6)),
+    ExploreOne(AdaBlock((5, 6, 7, 8), tau_d=0.1)),
+    ExploreOne(FixedQuota("margin")),
+    PCSampler(FREQUENCIES),
+    PCSampler(FREQUENCIES, inner=FixedQuota(tokens_per_step=2)),
+    Saber(),
 ]
 SAMPLERS = [LLaDASampler, DreamSampler]
 

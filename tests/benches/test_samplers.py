@@ -1,0 +1,89 @@
+"""`dlm-bench samplers`: what it counts, on a few questions."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from dlm_benches.cli import app
+from dlm_benches.samplers import oracle, policies, ragged
+from dlm_benches.tiny.load import load
+from dlm_samplers import FixedQuota
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(one_thread):
+    """Tiny tensors: threads would only wait for each other."""
+
+
+def run(*arguments):
+    result = CliRunner().invoke(app, ["samplers", *arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_policies_writes_what_it_prints(tmp_path):
+    path = tmp_path / "out.json"
+    printed = run("--items", "4", "--task", "copy", "--json", str(path))
+    document = json.loads(path.read_text())
+    assert document["schema"] == "dlm-bench/samplers/1"
+    rows = {row["name"]: row for row in document["tasks"][0]["methods"]}
+    assert len(rows) == len(document["tasks"][0]["methods"]), "two settings have one name"
+    first, one = rows["published, 1 a forward"], rows["FixedQuota(tokens_per_step=1)"]
+    assert first["forwards"] == one["forwards"] == 32
+    assert one["same_answer_as_published"] == 4
+    fast = rows["Threshold()"]
+    assert fast["times_fewer_forwards"] == 32 / fast["forwards"] > 10
+    verified = rows["FixedQuota(tokens_per_step=1) + DraftVerify(width=16)"]
+    assert verified["forwards"] < 16
+    assert verified["accuracy"] == one["accuracy"]
+    assert "Threshold()" in document["goals"]["any at 12x fewer"]
+    assert "copy, 4 questions" in printed
+    assert all(name in printed for name in ("Credit()", "KLStable()", "Dilated()"))
+
+
+def test_a_goal_counts_tasks_by_guarantee_forwards_and_accuracy():
+    def row(name, guarantee, times, within):
+        return {"name": name, "guarantee": guarantee, "times_fewer_forwards": times, "within_1_point": within}
+
+    results = [
+        {"task": "a", "methods": [row("x", "bounded", 7, True), row("y", "approximate", 20, True)]},
+        {"task": "b", "methods": [row("x", "bounded", 13, True), row("y", "approximate", 20, False)]},
+        {"task": "c", "methods": [row("x", "bounded", 5.9, True), row("y", "approximate", 13, True)]},
+    ]
+    found = policies.goals(results)
+    assert found["bounded at 6x fewer"] == {"x": ["a", "b"]}
+    assert found["any at 12x fewer"] == {"y": ["a", "c"], "x": ["b"]}
+
+
+def test_drafts_agree_with_the_walk_and_take_fewer_forwards(tmp_path):
+    path = tmp_path / "out.json"
+    run("--suite", "drafts", "--items", "2", "--task", "reverse", "--json", str(path))
+    document = json.loads(path.read_text())
+    for row in document["rows"]:
+        assert row["equal_to_sequential"] + row["unlike"] == row["n"] == 2
+        assert row["forwards"] < row["sequential_forwards"] <= row["canvases"]
+
+
+def test_a_refilled_batch_computes_what_is_needed_and_the_waiting_one_more():
+    document = ragged.run(load("reasoning"), prompts=12, batch=4, rounds=1)
+    assert document["rows_equal_to_alone"] == 12
+    assert document["row_forwards"]["refilled"] == document["row_forwards"]["needed"]
+    assert document["row_forwards"]["waiting for the slowest"] > document["row_forwards"]["needed"]
+
+
+def test_the_oracle_is_plotted(tmp_path, monkeypatch):
+    grid = [("random order", FixedQuota("random", tokens_per_step=k), None) for k in (1, 8)]
+    monkeypatch.setattr(oracle, "sampler_grid", lambda length: grid)
+    errors = oracle.transition_errors(rows=20, length=8)
+    oracle.plot(errors, tmp_path / "errors.png")
+    assert (tmp_path / "errors.png").stat().st_size > 5000
+    assert [row["family"] for row in errors] == ["the chain itself", "random order", "random order"]
+
+
+def test_bad_options_are_named():
+    result = CliRunner().invoke(app, ["samplers", "--task", "chess"])
+    assert result.exit_code == 2
+    assert "chess" in result.output
+    result = CliRunner().invoke(app, ["samplers", "--picture", "x.png"])
+    assert result.exit_code == 2
