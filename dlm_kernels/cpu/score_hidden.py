@@ -22,8 +22,9 @@ from dlm_kernels.results import TokenScores
 SEARCHED = 8  # rows at a time that are searched with their logits in memory
 HELD = 512  # entries of a row with top-p that are kept from the first pass
 MOST_HELD = 2048  # with top-k; a larger k is searched for
-CONTENDER_INTS, SEARCH_INTS, BINS = 25, 4, 256  # sizes of the structs in hidden.h
+CONTENDER_INTS, SEARCH_INTS, BINS = 25, 4, 256  # sizes of the structs in hidden.h and kernels.h
 SEARCH_K, SEARCH_P = 1, 2
+NOTHING_READ = torch.tensor([-math.inf, -1.0, -math.inf, 0.0, 0.0], dtype=torch.float64)
 
 
 class Rows:
@@ -56,7 +57,7 @@ class Rows:
             held = min(int(top_k.masked_fill(~(by_k & filtered), 0).amax()) + 1, MOST_HELD)
             held = max(held, HELD) if bool((by_p & filtered).any()) else held
         searching = rows if self.any_filtered else 0
-        self.parts = torch.tensor([-math.inf, -1.0, -math.inf, 0.0, 0.0], dtype=torch.float64).repeat(rows, 1)
+        self.parts = NOTHING_READ.repeat(rows, 1)
         self.held = torch.empty((rows, held, 2), dtype=torch.int32)
         self.held_count = torch.zeros(rows, dtype=torch.int32)
         self.contenders = torch.zeros((rows, CONTENDER_INTS), dtype=torch.int32)

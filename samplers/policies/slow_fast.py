@@ -65,10 +65,11 @@ class SlowFast(Policy):
 
     def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
         active, column, confidence = state.active, state.column, scores.confidence
-        end = state.memory[END] * (state.block_step > 0)
+        end = state.memory[END]
         region = active & (column < end[:, None])
         fast = region.any(-1)
-        explored = torch.where(fast | (state.block_step == 0) | (state.memory[END] > 0), 0, state.memory[EXPLORED]) + 1
+        anew = (end > 0) | (state.block_step == 0)  # where the row is not fast
+        explored = torch.where(anew, 0, state.memory[EXPLORED]) + 1
 
         high, least = state.per_request(self.tau_high), state.per_request(self.tau_min)
         slow_choice = select_positions(confidence, active, at_least=self.u)
