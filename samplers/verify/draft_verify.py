@@ -17,7 +17,7 @@ from dlm_samplers.state import SamplerState
 from dlm_samplers.verify.base import Verify
 from dlm_samplers.verify.drafters import Drafter, drafter_for
 from dlm_samplers.verify.guard import Guard
-from dlm_samplers.verify.memory import recall, remember, reserve
+from dlm_samplers.verify.memory import fresh, recall, remember, reserve
 from dlm_samplers.verify.walk import advance, keep_books, on_path, skip_idle, successors, until_stopped, walk
 from dlm_samplers.verify.width import MOST, Width
 
@@ -68,14 +68,21 @@ class DraftVerify(Verify):
             raise InvalidArgumentError(
                 f"DraftVerify follows a walk that only commits: leave out verify=, or remask={sampler.remask}"
             )
-        for part in sampler.parts:
-            foreseen = isinstance(part, Policy) and type(part).outlook is not Policy.outlook
-            if part is not self and type(part).start is not Part.start and not foreseen:
+        if sampler.length is not None or sampler.cache is not None:
+            other = f"length={sampler.length}" if sampler.cache is None else f"cache={sampler.cache}"
+            raise InvalidArgumentError(
+                f"DraftVerify evaluates several whole canvases of a row at once: leave out verify=, or {other}"
+            )
+        if sampler.spec.sees_time:
+            raise InvalidArgumentError(
+                "DraftVerify recognises a state by its canvas, and with spec.sees_time the model sees more: leave out verify="
+            )
+        for rule in sampler.stopping:
+            if type(rule).start is not Part.start:
                 raise InvalidArgumentError(
-                    f"{part} remembers what earlier canvases said, which a draft cannot know: leave out verify=, or take "
-                    "a policy without memory, for instance Threshold, and stopping rules without memory, as EndOfText"
+                    f"{rule} remembers what earlier canvases said, which a draft cannot know: leave out verify=, or take a "
+                    "stopping rule without memory, as EndOfText"
                 )
-
         if self.guard is not None and type(sampler.policy).leeway is Policy.leeway:
             raise InvalidArgumentError(
                 f"{sampler.policy} does not say how near it was to another choice: take guard=None, or a policy that does, "
@@ -148,7 +155,12 @@ class Steps:
     def _forward(self, state: SamplerState, width: int) -> tuple[SamplerState, SamplerState, Evaluation, Tensor]:
         """Nodes, the same with what the policy notes of them, what the model says of them, and what commits."""
         nodes = state if width == 1 else self.drafter(state).nodes(state, width)
-        after = replace(nodes, tokens=nodes.tokens.clone(), position_memory=dict(nodes.position_memory))
+        after = replace(
+            nodes,
+            tokens=nodes.tokens.clone(),
+            memory=fresh(nodes.memory),
+            position_memory=fresh(nodes.position_memory),
+        )
         evaluation, chosen = self.loop.choose(self.loop.evaluate(after, self.policy.candidates(after)), after)
         return nodes, after, evaluation, chosen
 
@@ -161,7 +173,7 @@ class Steps:
         if drafter.exact:
             following.enter_blocks()
             skip_idle(following, self.policy)
-        return walk(successors(nodes, following, width, drafter.compared, drafter.memory))
+        return walk(successors(nodes, following, width, drafter.compared))
 
     def _learn(self, state: SamplerState, after: SamplerState, path: Tensor) -> None:
         """Puts the books of the nodes on the path right, and tells the drafter and the width how they did."""

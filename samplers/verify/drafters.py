@@ -29,8 +29,6 @@ class Drafter(ABC):
     """True when a node is a state in all its fields; else it is a canvas, and the walk tells the step it is reached in."""
     compared: tuple[str, ...] = ("step",)
     """What makes a node a state of the walk, beside its canvas and what the policy remembers."""
-    memory: tuple[str, ...] = ()
-    """What the policy remembers of positions, by name."""
 
     @abstractmethod
     def nodes(self, state: SamplerState, width: int) -> SamplerState:
@@ -74,7 +72,6 @@ class Foreseen(Drafter):
         nodes.step = nodes.step + steps.repeat(state.live.numel())
         foretold = {} if outlook.memory is None else outlook.memory(self.place, steps)
         nodes.position_memory.update({name: value.flatten(0, 1) for name, value in foretold.items()})
-        self.memory = tuple(foretold)
         nodes.enter_blocks()
         return alive(nodes, width)
 

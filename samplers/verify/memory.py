@@ -8,6 +8,8 @@ from torch import Tensor
 from dlm_kernels import TokenScores
 from dlm_samplers.state import SamplerState
 
+PREFIX = "draft_verify."
+
 
 def reserve(state: SamplerState) -> None:
     """Nothing known yet: every position proposes to stay masked, which makes no new draft."""
@@ -27,5 +29,15 @@ def recall(state: SamplerState) -> TokenScores:
     return TokenScores(*(state.position_memory[_key(name)] for name in TokenScores._fields))
 
 
+def ours(name: str) -> bool:
+    """Whether a name in the state's memory is verification's own."""
+    return name.startswith(PREFIX)
+
+
+def fresh(memory: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A copy that the parts may write to; of what is ours, which they do not know, only the names."""
+    return {name: value if ours(name) else value.clone() for name, value in memory.items()}
+
+
 def _key(name: str) -> str:
-    return f"draft_verify.{name}"
+    return PREFIX + name

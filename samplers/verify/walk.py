@@ -7,17 +7,17 @@ from torch import Tensor
 
 from dlm_samplers.policies import Policy
 from dlm_samplers.state import SamplerState
+from dlm_samplers.verify.memory import ours
 
 
-def successors(
-    nodes: SamplerState, after: SamplerState, width: int, fields: tuple[str, ...], memory: tuple[str, ...]
-) -> Tensor:
+def successors(nodes: SamplerState, after: SamplerState, width: int, fields: tuple[str, ...]) -> Tensor:
     """int64 [B, W]: the node that is the state after each node's step; W where there is none.
 
-    A node is that state when its canvas, its `fields` and its `memory` of positions are those of `after`.
+    A node is that state when its canvas, its `fields` and all that the policy remembers are those of `after`.
     """
     pairs = [(nodes.tokens, after.tokens), *((getattr(nodes, name), getattr(after, name)) for name in fields)]
-    pairs += [(nodes.position_memory[name], after.position_memory[name]) for name in memory]
+    for mine, theirs in ((nodes.memory, after.memory), (nodes.position_memory, after.position_memory)):
+        pairs += [(mine[name], theirs[name]) for name in mine if not ours(name)]
     same = ~torch.eye(width, dtype=torch.bool, device=nodes.tokens.device)
     for mine, theirs in pairs:
         equal = _grid(theirs, width)[:, :, None] == _grid(mine, width)[:, None]

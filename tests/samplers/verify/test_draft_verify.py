@@ -9,11 +9,15 @@ from fakes import FickleModel, FirmModel, MoodyModel, SpikeModel, TableModel
 
 from dlm_kernels import InvalidArgumentError
 from dlm_samplers import (
+    DAEDAL,
     AncestralUnmask,
+    Credit,
+    Dilated,
     DraftVerify,
     DreamSampler,
     EndOfText,
     EntropyBound,
+    EventDriven,
     Factor,
     FixedQuota,
     FrozenConfidence,
@@ -21,6 +25,8 @@ from dlm_samplers import (
     LLaDASampler,
     ModelSpec,
     Policy,
+    SchED,
+    Spaced,
     StoppingRule,
     Threshold,
 )
@@ -43,6 +49,10 @@ POLICIES = [
     Threshold((0.3, 0.5, 0.6, 0.7, 0.9)),
     Factor(1.0),
     EntropyBound(0.5),
+    Credit(0.6),
+    Dilated(),
+    EventDriven(12),
+    Spaced(FrozenConfidence(3)),
 ]
 MODELS = [TableModel, SpikeModel, MoodyModel, FickleModel]
 WIDTHS = [1, 2, 5, 16, "auto"]
@@ -57,7 +67,7 @@ def prompts_of(model, seed, rows=5):
 @pytest.mark.parametrize("model_class", MODELS)
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_tokens_are_those_of_the_sequential_sampler(policy, model_class):
-    """16 policies x 4 models x 2 temperatures x 2 block lengths, with and without a stop: 256 batches of ragged rows."""
+    """20 policies x 4 models x 2 temperatures x 2 block lengths, with and without a stop: 320 batches of ragged rows."""
     for case, (temperature, block) in enumerate(itertools.product((0.0, 1.0), (None, 6))):
         seed = 17 * case + len(str(policy))
         stop = (case + seed + len(model_class.__name__)) % 2 == 0
@@ -113,7 +123,7 @@ def test_every_walked_state_has_the_step_and_block_it_has_in_the_sequential_walk
         assert torch.equal(got.sequences, expected.sequences)
         full = LLaDASampler(model, policy=policy).generate(prompts, editable=blanks, **settings)
         stopped += int((full.nfe > expected.nfe).sum())
-    assert stopped > 4, "the rule has to bite for this test to mean something"
+    assert stopped > 2, "the rule has to bite for this test to mean something"
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -310,17 +320,41 @@ def test_scores_from_hidden_states_verify_too():
     assert torch.equal(out.sequences, expected.sequences)
 
 
+@dataclass(frozen=True)
 class Remembers(Policy):
+    """Commits as many positions as it counted steps, or the third of the canvas that it drew once."""
+
+    counts: bool = True
+
     guarantee = Guarantee.APPROXIMATE
 
-    def __str__(self):
-        return "Remembers()"
-
     def start(self, state):
-        state.memory["remembers.nothing"] = torch.zeros_like(state.step)
+        state.memory["remembers.steps"] = torch.ones_like(state.step)
+        state.position_memory["remembers.third"] = state.column.expand_as(state.tokens) % 3
+
+    def observe(self, evaluation, state):
+        state.memory["remembers.steps"] += self.counts  # in place, on purpose
+        return evaluation.scores
 
     def select(self, scores, state):
-        return state.active
+        if self.counts:
+            return state.active & (state.active.cumsum(-1) <= state.memory["remembers.steps"][:, None] % 4 + 1)
+        third = state.position_memory["remembers.third"].masked_fill(~state.active, 3)
+        return state.active & (third == third.amin(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_policies_may_remember(counts):
+    settings = {"max_new_tokens": [24, 17, 9], "block_length": 6, "temperature": 1.0}
+    for seed in range(6):
+        model = (FirmModel, MoodyModel)[seed % 2](seed)
+        prompts = prompts_of(model, seed, rows=3)
+        expected = LLaDASampler(model, policy=Remembers(counts)).generate(prompts, **settings)
+        out = LLaDASampler(model, policy=Remembers(counts), verify=DraftVerify(6)).generate(prompts, **settings)
+        assert torch.equal(out.sequences, expected.sequences)
+        assert (out.nfe == expected.nfe).all() if counts else (out.nfe <= expected.nfe).all()
+        if not counts and model.changes_mind_after is None:
+            assert (out.nfe[:2] < expected.nfe[:2]).all(), "what does not change is no hindrance"
 
 
 def test_compositions_that_make_no_sense_are_refused_with_what_to_do():
@@ -335,8 +369,12 @@ def test_compositions_that_make_no_sense_are_refused_with_what_to_do():
     model = TableModel(1)
     with pytest.raises(InvalidArgumentError, match=r"only commits: leave out verify=, or remask=TakesBack\(\)"):
         LLaDASampler(model, remask=TakesBack(), verify=DraftVerify(4))
-    with pytest.raises(InvalidArgumentError, match=r"Remembers\(\) remembers what earlier canvases said.*Threshold"):
-        LLaDASampler(model, policy=Remembers(), verify=DraftVerify(4))
+    with pytest.raises(InvalidArgumentError, match=r"SchED\(\) remembers what earlier canvases said.*EndOfText"):
+        LLaDASampler(model, stopping=[SchED()], verify=DraftVerify(4))
+    with pytest.raises(InvalidArgumentError, match=r"leave out verify=, or length=DAEDAL\("):
+        LLaDASampler(model, policy=Threshold(0.9), length=DAEDAL(), verify=DraftVerify(4), eos_id=3)
+    with pytest.raises(InvalidArgumentError, match=r"with spec\.sees_time the model sees more"):
+        LLaDASampler(model, spec=ModelSpec(mask_id=22, sees_time=True), verify=DraftVerify(4))
     with pytest.raises(InvalidArgumentError, match=r"Factor\(\) does not say how near.*Threshold"):
         LLaDASampler(model, policy=Factor(), verify=DraftVerify(4, guard=0.01))
     guarded = LLaDASampler(model, verify=DraftVerify(4, guard=0.01))

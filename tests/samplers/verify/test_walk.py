@@ -12,17 +12,21 @@ from dlm_samplers.verify.walk import on_path, successors, until_stopped, walk
 
 
 def states(tokens, step, rank):
-    memory = {"rank": torch.tensor(rank)[:, None].expand(-1, 2)}
-    return SimpleNamespace(tokens=torch.tensor(tokens), step=torch.tensor(step), position_memory=memory)
+    position_memory = {"rank": torch.tensor(rank)[:, None].expand(-1, 2), "draft_verify.own": torch.rand(len(rank), 2)}
+    memory = {"same": torch.ones(len(rank))}
+    return SimpleNamespace(
+        tokens=torch.tensor(tokens), step=torch.tensor(step), memory=memory, position_memory=position_memory
+    )
 
 
 def test_a_state_is_a_canvas_a_step_and_what_is_remembered():
     canvases = [[9, 9], [1, 9], [1, 9], [1, 9], [1, 2]]
     nodes = states(canvases, [0, 2, 1, 1, 2], [0, 0, 7, 0, 0])
     after = states([[1, 9], [1, 2], [1, 2], [1, 2], [1, 2]], [1, 3, 2, 2, 3], [0, 0, 0, 0, 0])
-    assert successors(nodes, after, 5, (), ()).tolist() == [[1, 4, 4, 4, 5]]
-    assert successors(nodes, after, 5, ("step",), ()).tolist() == [[2, 5, 4, 4, 5]]
-    assert successors(nodes, after, 5, ("step",), ("rank",)).tolist() == [[3, 5, 4, 4, 5]]
+    assert successors(nodes, after, 5, ("step",)).tolist() == [[3, 5, 4, 4, 5]]
+    nodes.position_memory["rank"] = after.position_memory["rank"]
+    assert successors(nodes, after, 5, ("step",)).tolist() == [[2, 5, 4, 4, 5]]
+    assert successors(nodes, after, 5, ()).tolist() == [[1, 4, 4, 4, 5]]
 
 
 def test_walks_and_stops_are_followed_node_by_node():
