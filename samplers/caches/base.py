@@ -39,6 +39,12 @@ class Cache(Part, ABC):
             raise InvalidArgumentError(
                 f"{name} scores hidden states: give spec=ModelSpec(..., hidden='model', lm_head='lm_head')"
             )
+        for part in sampler.parts:
+            if part.needs_logits:
+                raise InvalidArgumentError(
+                    f"{name} scores hidden states, and {part} reads logits; leave out cache=, or take a part that reads scores "
+                    "alone, as Threshold does"
+                )
         if sampler.length is not None:
             raise InvalidArgumentError(
                 f"{name} keeps keys by column, and {type(sampler.length).__name__} moves columns; leave one of them out"

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dlm_kernels import InvalidArgumentError, TokenScores
-from dlm_samplers.evaluation import Evaluation
 from dlm_samplers.guarantees import Guarantee
 from dlm_samplers.policies.base import Policy
 from dlm_samplers.policies.threshold import Threshold
+from dlm_samplers.policies.wrapper import Wrapper
 from dlm_samplers.state import SamplerState
-
-if TYPE_CHECKING:
-    from dlm_samplers.sampler import Sampler
 
 
 @dataclass(frozen=True)
-class Spaced(Policy):
+class Spaced(Wrapper):
     """Of what a policy selects, commit the best and in turn every next best that keeps its distance to those before it; the
     others wait for the next step (the post-filter of the Dilated Unmasking Scheduler, arXiv:2506.19037, sec. 4.4).
 
@@ -54,36 +50,6 @@ class Spaced(Policy):
             raise InvalidArgumentError(f"distance must be at least 2 tokens, got {self.distance}")
         if self.inner.guarantee is Guarantee.BOUNDED:
             object.__setattr__(self, "guarantee", Guarantee.BOUNDED)
-
-    @property
-    def needs_logits(self) -> bool:  # type: ignore[override]
-        return self.inner.needs_logits
-
-    @property
-    def needs_greedy(self) -> bool:  # type: ignore[override]
-        return self.inner.needs_greedy
-
-    @property
-    def keyed_by_step(self) -> bool:  # type: ignore[override]
-        return self.inner.keyed_by_step
-
-    def check(self, sampler: Sampler) -> None:
-        self.inner.check(sampler)
-
-    def start(self, state: SamplerState) -> None:
-        self.inner.start(state)
-
-    def scored(self, state: SamplerState) -> Tensor | None:
-        return self.inner.scored(state)
-
-    def candidates(self, state: SamplerState) -> Tensor:
-        return self.inner.candidates(state)
-
-    def observe(self, evaluation: Evaluation, state: SamplerState) -> TokenScores:
-        return self.inner.observe(evaluation, state)
-
-    def preference(self, scores: TokenScores, state: SamplerState) -> Tensor:
-        return self.inner.preference(scores, state)
 
     def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
         waiting = self.inner.select(scores, state)

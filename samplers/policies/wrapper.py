@@ -25,6 +25,10 @@ class Wrapper(Policy):
         return self.inner.needs_logits
 
     @property
+    def needs_greedy(self) -> bool:  # type: ignore[override]
+        return self.inner.needs_greedy
+
+    @property
     def scheduled(self) -> bool:  # type: ignore[override]
         return self.inner.scheduled
 
@@ -54,6 +58,9 @@ class Wrapper(Policy):
 
     def observe(self, evaluation: Evaluation, state: SamplerState) -> TokenScores:
         return self.inner.observe(evaluation, state)
+
+    def preference(self, scores: TokenScores, state: SamplerState) -> Tensor:
+        return self.inner.preference(scores, state)
 
     def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
         return self.inner.select(scores, state)

@@ -17,13 +17,16 @@ from dlm_kernels import InvalidArgumentError  # noqa: E402
 from dlm_samplers import (  # noqa: E402
     AncestralUnmask,
     BlockCache,
+    Credit,
     DreamSampler,
     DualCache,
     EndOfText,
     FixedQuota,
+    KLStable,
     LLaDASampler,
     ModelSpec,
     PrefixCache,
+    Spaced,
     Threshold,
 )
 
@@ -193,6 +196,9 @@ def test_what_a_cache_cannot_do_is_said_at_construction():
     model = llada()
     with pytest.raises(InvalidArgumentError, match=r"PrefixCache scores hidden states: give spec=ModelSpec"):
         LLaDASampler(model, cache=PrefixCache())
+    for policy in (KLStable(), Spaced(Credit())):
+        with pytest.raises(InvalidArgumentError, match=r"PrefixCache scores hidden states, and .* reads logits"):
+            LLaDASampler(llada(), spec=spec_of(llada()), policy=policy, cache=PrefixCache())
     with pytest.raises(InvalidArgumentError, match="BlockCache is for block-causal models"):
         LLaDASampler(model, cache=BlockCache(), spec=spec_of(model))
     with pytest.raises(InvalidArgumentError, match="is for bidirectional models; use BlockCache"):

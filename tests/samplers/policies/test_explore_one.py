@@ -6,7 +6,7 @@ import torch
 from fakes import SpikeModel
 
 from dlm_kernels import TokenScores
-from dlm_samplers import AncestralUnmask, EntropyBound, ExploreOne, FixedQuota, LLaDASampler, Threshold
+from dlm_samplers import AncestralUnmask, Credit, EntropyBound, ExploreOne, FixedQuota, LLaDASampler, Margin, Threshold
 
 
 def test_the_position_added_is_the_one_of_greatest_entropy():
@@ -36,8 +36,11 @@ def test_every_step_but_the_last_commits_one_more():
 
 
 def test_it_takes_over_what_the_inner_policy_says_of_itself():
+    scores = TokenScores(*torch.rand(5, 1, 4))
     assert not ExploreOne(EntropyBound()).keyed_by_step
     assert ExploreOne(Threshold()).keyed_by_step
     assert ExploreOne(EntropyBound(statistics="sampling")).statistics == "sampling"
     assert ExploreOne(AncestralUnmask()).scheduled
     assert ExploreOne(AncestralUnmask()).foresees
+    assert ExploreOne(Credit()).needs_greedy
+    assert torch.equal(ExploreOne(Margin()).preference(scores, None), scores.margin)

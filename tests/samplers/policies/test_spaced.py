@@ -120,6 +120,7 @@ def test_a_bounded_policy_stays_bounded():
     assert Spaced(Threshold()).guarantee is Guarantee.APPROXIMATE
     assert Spaced(FixedQuota(tokens_per_step=2)).guarantee is Guarantee.APPROXIMATE
     assert not Spaced(EntropyBound()).keyed_by_step
+    assert Spaced(EntropyBound(statistics="sampling")).statistics == "sampling"
     assert Spaced(Threshold()).keyed_by_step
 
 
