@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from dlm_benches.samplers import drafts
-from dlm_benches.samplers.command import reasoning
+from dlm_benches.tiny.load import load
 from dlm_samplers import FixedQuota
 
 
 @pytest.fixture(scope="module")
 def model():
-    return reasoning()
+    return load("reasoning")
 
 
 def test_the_document_counts_what_was_asked(model, monkeypatch):
