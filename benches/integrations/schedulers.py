@@ -89,7 +89,8 @@ def check(case: Case, ways: Mapping[str, Callable[[], Any]]) -> None:
         if name != "pred_logits" and case.drawn:
             continue
         if name == "sampled_probs":
-            torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-9)
+            # The original sums the vocabulary in fp32, one after the other: 1e-4 at 150,000 tokens.
+            torch.testing.assert_close(ours[name], value, rtol=5e-4, atol=1e-9)
         else:
             assert torch.equal(ours[name], value), f"{case.title()}: {name} differs"
 

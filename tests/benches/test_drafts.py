@@ -15,12 +15,14 @@ def model():
 
 def test_the_document_counts_what_was_asked(model, monkeypatch):
     monkeypatch.setattr(drafts, "BATCHES_TIMED", (1,))
+    monkeypatch.setattr(drafts, "TEXT_PROMPTS", 1)
     monkeypatch.setattr(drafts, "policies", lambda: [FixedQuota("random", tokens_per_step=1)])
     advanced, tables = [], []
     with torch.inference_mode():
         document = drafts.run(model, 2, ["copy"], advance=lambda: advanced.append(1), show=tables.append)
     assert len(advanced) == drafts.steps(2, ["copy"]) == 2
-    assert len(tables) == 2
+    assert len(tables) == 3
+    assert [row["n"] for row in document["text"]] == [1, 1]
     for row in document["rows"]:
         assert row["equal_to_sequential"] == row["n"] == 2
         assert row["sequential_forwards"] == 2 * drafts.NEW_TOKENS

@@ -30,6 +30,7 @@ class FusedDiscreteDDIMScheduler(DiscreteDDIMScheduler):
       `step_correct` after the last step, where nothing is left to correct (original: "math domain error").
     - `step_correct` works on fp32 statistics of a few rows at a time, then in fp64 (original: all of it in fp64, which takes
       twenty times the memory of bf16 logits); probabilities agree to 1e-5.
+    - `sampled_probs` are within 1e-6 of the exact ones (original: its fp32 softmax on a CPU is off by 1e-4 at 150,000 tokens).
     - Equal logits: the lowest token, as in the original; equal scores of positions: open in both.
     - NaN logits: the first NaN is the token and its probability NaN (original: so at temperature 0, else RuntimeError).
     - Logits are fp32, bf16 or fp16 (original: also fp64); `sampled_probs` carries no gradient.
