@@ -17,7 +17,6 @@ def model():
 
 def test_the_document_counts_what_was_asked(model, monkeypatch):
     monkeypatch.setattr(drafts, "BATCHES_TIMED", (1,))
-    monkeypatch.setattr(drafts, "TEXT_PROMPTS", 2)
     monkeypatch.setattr(drafts, "time_widths", partial(drafts.time_widths, rounds=1))
     monkeypatch.setattr(drafts, "TEXT_PROMPTS", 1)
     monkeypatch.setattr(drafts, "policies", lambda: [FixedQuota("random", tokens_per_step=1)])
