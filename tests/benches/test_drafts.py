@@ -1,5 +1,7 @@
 """The suite of drafts, at its smallest."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ def model():
 
 def test_the_document_counts_what_was_asked(model, monkeypatch):
     monkeypatch.setattr(drafts, "BATCHES_TIMED", (1,))
+    monkeypatch.setattr(drafts, "time_widths", partial(drafts.time_widths, rounds=1))
     monkeypatch.setattr(drafts, "TEXT_PROMPTS", 1)
     monkeypatch.setattr(drafts, "policies", lambda: [FixedQuota("random", tokens_per_step=1)])
     advanced, tables = [], []
