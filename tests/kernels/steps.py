@@ -69,7 +69,7 @@ def assert_reference_tokens(step, problem, backend):
     with use_backend("reference"):
         flags = step(wanted[:, ::2], problem.logits)
     for threads in (1, 2):
-        torch.set_num_threads(threads)  # the fixture `one_thread` puts it back
+        torch.set_num_threads(threads)  # the fixture `small_tensors` puts it back
         got = problem.canvas.clone()
         with use_backend(backend):
             assert_equal(f"changed, {threads} threads", step(got[:, ::2], problem.logits), flags)

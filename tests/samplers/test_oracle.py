@@ -20,8 +20,6 @@ from dlm_benches.samplers.oracle import (
 )
 from dlm_samplers import AncestralUnmask, EntropyBound, EventDriven, FixedQuota, LLaDASampler, ModelSpec, Threshold
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 Z = 5.0
 """Standard deviations: a two-sided false alarm rate of 6e-7 a comparison. Seeds are fixed."""
 

@@ -27,8 +27,6 @@ from dlm_kernels.rng import make_row_ids
 from dlm_samplers import AncestralUnmask, DreamSampler, EndOfText, EventDriven, FixedQuota, LLaDASampler, ModelSpec
 from dlm_samplers.remask import Remask
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 EXACT = 1e-12
 
 
