@@ -56,15 +56,6 @@ def test_a_goal_counts_tasks_by_guarantee_forwards_and_accuracy():
     assert found["any at 12x fewer"] == {"y": ["a", "c"], "x": ["b"]}
 
 
-def test_drafts_agree_with_the_walk_and_take_fewer_forwards(tmp_path):
-    path = tmp_path / "out.json"
-    run("--suite", "drafts", "--items", "2", "--task", "reverse", "--json", str(path))
-    document = json.loads(path.read_text())
-    for row in document["rows"]:
-        assert row["equal_to_sequential"] + row["unlike"] == row["n"] == 2
-        assert row["forwards"] < row["sequential_forwards"] <= row["canvases"]
-
-
 def test_a_refilled_batch_computes_what_is_needed_and_the_waiting_one_more():
     document = ragged.run(load("reasoning"), prompts=12, batch=4, rounds=1)
     assert document["rows_equal_to_alone"] == 12
