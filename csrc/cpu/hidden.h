@@ -32,6 +32,8 @@ struct Search {
   uint32_t prefix, level;  // `level` groups of eight bits are fixed
 };
 
+constexpr int kBins = 256;
+
 enum Todo : int32_t { kSettled = 0, kSearchK = 1, kSearchP = 2, kReadAgain = 3 };
 
 struct Winner {
@@ -87,6 +89,8 @@ class HiddenRows {
  public:
   explicit HiddenRows(const DlmkHiddenArgs& args);
 
+  DlmkHiddenNeeds needs() const;
+  void begin() const;
   void read(const DlmkPiece& piece) const;
   void merge(const Part* parts, const Held* held, const int32_t* held_count) const;
   int64_t filter() const;

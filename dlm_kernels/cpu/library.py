@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 PATH = Path(__file__).with_name("_dlmk_cpu.so")
-ABI_VERSION = 2
+ABI_VERSION = 3
 OUT_OF_MEMORY, OUT_OF_RANGE = 1, 2  # DlmkStatus
 OPENMP_FUNCTIONS = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
 
