@@ -9,11 +9,11 @@ T* out(int64_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+}  // namespace
+
 float noise(const DrawKey& key, int64_t index) {
   return gumbel_from_word(keyed_words(key, kGumbelStream, uint32_t(index >> 2)).w[index & 3]);
 }
-
-}  // namespace
 
 void absorb(Part& a, const Part& b, double scale) {
   const bool a_nan = a.m != a.m, b_nan = b.m != b.m;
