@@ -128,6 +128,11 @@ struct DlmkHiddenArgs {
   int64_t token, confidence, margin, entropy, logsumexp;   // outputs
 };
 
+// What some row needs: noise or filters; filters; the highest k of a filter; top-p.
+struct DlmkHiddenNeeds {
+  int64_t drawn, filtered, top_k, top_p;
+};
+
 // Logits [R, n] of the vocabulary from `first` on; the last dimension is contiguous.
 struct DlmkPiece {
   int64_t logits, dtype, stride, first, n;
@@ -155,8 +160,11 @@ int dlmk_uniform_step(const DlmkScoreArgs* score, const DlmkUniformArgs* args);
 int dlmk_score_entropy_step(const DlmkScoreEntropyArgs* args);
 int dlmk_revoke(const DlmkRevokeArgs* args);
 int dlmk_gaussian_step(const DlmkGaussianArgs* args);
+// Looks at the parameters only, before there is memory for the state.
+int dlmk_hidden_plan(const DlmkHiddenArgs* args, DlmkHiddenNeeds* needs);
 // In this order. Every piece of the vocabulary goes through read(). While rows are searching: every piece through weigh(), then
 // descend(). If rows are unsettled: every piece through draw(). merge() and merge_winners() take the state of another shard.
+int dlmk_hidden_begin(const DlmkHiddenArgs* args);
 int dlmk_hidden_read(const DlmkHiddenArgs* args, const DlmkPiece* piece);
 int dlmk_hidden_merge(const DlmkHiddenArgs* args, const void* parts, const void* held, const int32_t* held_count);
 int dlmk_hidden_filter(const DlmkHiddenArgs* args, int64_t* searching);

@@ -9,11 +9,11 @@ T* out(int64_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+}  // namespace
+
 float noise(const DrawKey& key, int64_t index) {
   return gumbel_from_word(keyed_words(key, kGumbelStream, uint32_t(index >> 2)).w[index & 3]);
 }
-
-}  // namespace
 
 void absorb(Part& a, const Part& b, double scale) {
   const bool a_nan = a.m != a.m, b_nan = b.m != b.m;
@@ -77,6 +77,29 @@ HiddenRows::Plan HiddenRows::plan(int64_t r) const {
   p.scale = p.reshaped ? p.temperature : 1;
   p.key = {address<int64_t>(a_.seed)[r], address<int64_t>(a_.row_ids)[r], address<int64_t>(a_.step)[r]};
   return p;
+}
+
+DlmkHiddenNeeds HiddenRows::needs() const {
+  DlmkHiddenNeeds all{};
+  for (int64_t r = 0; r < a_.R; ++r) {
+    const Plan p = plan(r);
+    all.drawn |= p.sampled || p.filtered;
+    if (!p.filtered) continue;
+    const int64_t k = address<int64_t>(a_.top_k)[r];
+    all.filtered = 1;
+    if (k < a_.V) all.top_k = std::max(all.top_k, k);
+    all.top_p |= !(address<float>(a_.top_p)[r] >= 1);
+  }
+  return all;
+}
+
+void HiddenRows::begin() const {
+  for (int64_t r = 0; r < a_.R; ++r) {
+    part_[r] = {-INFINITY, -1, -INFINITY, 0, 0};
+    held_count_[r] = todo_[r] = 0;
+    if (contenders_) contenders_[r].count = 0;
+  }
+  if (bins_) std::fill(bins_, bins_ + a_.R * kBins, 0);
 }
 
 void HiddenRows::merge(const Part* parts, const Held* held, const int32_t* held_count) const {
@@ -211,6 +234,14 @@ int guarded(const DlmkHiddenArgs* args, Body body) {
 }
 
 }  // namespace
+
+int dlmk_hidden_plan(const DlmkHiddenArgs* args, DlmkHiddenNeeds* needs) {
+  return guarded(args, [&](const dlmk::HiddenRows& rows) { *needs = rows.needs(); });
+}
+
+int dlmk_hidden_begin(const DlmkHiddenArgs* args) {
+  return guarded(args, [&](const dlmk::HiddenRows& rows) { rows.begin(); });
+}
 
 int dlmk_hidden_read(const DlmkHiddenArgs* args, const DlmkPiece* piece) {
   return guarded(args, [&](const dlmk::HiddenRows& rows) { rows.read(*piece); });

@@ -32,6 +32,8 @@ struct Search {
   uint32_t prefix, level;  // `level` groups of eight bits are fixed
 };
 
+constexpr int kBins = 256;
+
 enum Todo : int32_t { kSettled = 0, kSearchK = 1, kSearchP = 2, kReadAgain = 3 };
 
 struct Winner {
@@ -42,6 +44,9 @@ constexpr double kNobody = 9007199254740992.0;
 
 // `b` into `a`. Symmetric in the indices, so that shards may come in any order.
 void absorb(Part& a, const Part& b, double scale);
+
+// Of one entry of a row.
+float noise(const DrawKey& key, int64_t index);
 
 // Entries that may begin anywhere, for kernels that draw: they take whole blocks of four.
 struct Aligned {
@@ -58,6 +63,7 @@ struct PieceScratch {
   std::vector<int64_t> order;
   std::vector<Held> held;
   std::vector<Contenders> contenders;
+  const char* next = nullptr;  // the row that this thread takes after the current one
 
   explicit PieceScratch(int sharing) : buffers(size_t(sharing * kBuffer)), contenders(size_t(sharing)) {}
   float* view(int thread = 0) { return buffers.data() + thread * kBuffer; }
@@ -75,9 +81,11 @@ void over_rows(const DlmkHiddenArgs& a, const DlmkPiece& piece, int sharing, Bod
   const int64_t work = a.R * piece.n / 16384 + 1;
   parallel(sharing > 1 ? 1 : int(std::min<int64_t>({a.threads, a.R, work})), [&](int thread, int team) {
     PieceScratch scratch(sharing);
-    for (int64_t r = a.R * thread / team; r < a.R * (thread + 1) / team; ++r) {
+    const int64_t end = a.R * (thread + 1) / team;
+    for (int64_t r = a.R * thread / team; r < end; ++r) {
       Row row{nullptr, piece.dtype, piece.n, &suppressed};
       row.logits = address<char>(piece.logits) + r * piece.stride * row.width();
+      scratch.next = r + 1 < end ? row.logits + piece.stride * row.width() : nullptr;
       body(r, row, scratch);
     }
   });
@@ -87,6 +95,8 @@ class HiddenRows {
  public:
   explicit HiddenRows(const DlmkHiddenArgs& args);
 
+  DlmkHiddenNeeds needs() const;
+  void begin() const;
   void read(const DlmkPiece& piece) const;
   void merge(const Part* parts, const Held* held, const int32_t* held_count) const;
   int64_t filter() const;
@@ -112,7 +122,7 @@ class HiddenRows {
   int64_t mass(int64_t r, const Plan& plan, float x) const;
 
   // hidden_read.cpp
-  void survey(int64_t r, const Plan& plan, const Row& row, int64_t begin, int64_t end, float* buffer, ChunkStats* chunks) const;
+  void survey(int64_t r, const Plan& plan, const Row& row, int64_t begin, int64_t end, int thread, PieceScratch& scratch) const;
   void take(int64_t r, const Plan& plan, const Row& row, int64_t first, PieceScratch& scratch) const;
   void contend(int64_t r, const Plan& plan, const Row& row, int64_t first, int sharing, PieceScratch& scratch) const;
   void hold(int64_t r, const Row& row, int64_t first, PieceScratch& scratch) const;

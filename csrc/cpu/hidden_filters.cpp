@@ -7,7 +7,7 @@
 namespace dlmk {
 namespace {
 
-constexpr int kBins = 256, kLevels = 4;
+constexpr int kLevels = 4;
 
 float value_of(uint32_t ordered) { return bits_float((ordered & 0x80000000u) ? ordered & 0x7fffffffu : ~ordered); }
 

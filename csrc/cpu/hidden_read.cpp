@@ -18,7 +18,7 @@ void HiddenRows::read(const DlmkPiece& piece) const {
     const int64_t n = row.chunks();
     scratch.chunks.resize(size_t(n));
     parallel(sharing, [&](int thread, int team) {
-      survey(r, p, row, n * thread / team, n * (thread + 1) / team, scratch.view(thread), scratch.chunks.data());
+      survey(r, p, row, n * thread / team, n * (thread + 1) / team, thread, scratch);
     });
     take(r, p, row, piece.first, scratch);
     if (!finite(r) || !(p.filtered || p.sampled)) return;
@@ -32,19 +32,21 @@ void HiddenRows::read(const DlmkPiece& piece) const {
 }
 
 // The maxima of chunks [begin, end), and the sums of those that may count.
-void HiddenRows::survey(int64_t r, const Plan& p, const Row& row, int64_t begin, int64_t end, float* buffer,
-                        ChunkStats* chunks) const {
+void HiddenRows::survey(int64_t r, const Plan& p, const Row& row, int64_t begin, int64_t end, int thread,
+                        PieceScratch& scratch) const {
   double highest = part_[r].m;
   for (int64_t c = begin; c < end; ++c) {
-    ChunkStats& chunk = chunks[c];
-    const float* x = row.view(c, buffer, &chunk.max);
+    ChunkStats& chunk = scratch.chunks[size_t(c)];
+    const float* x = row.view(c, scratch.view(thread), &chunk.max);
     chunk.s = chunk.t = 0;
     if (!std::isfinite(chunk.max)) continue;
     highest = std::max(highest, double(chunk.max));
     if ((p.reshaped && p.filtered) || !((double(chunk.max) - highest) / p.scale >= -kNegligible)) continue;
     if (p.scale == 1) {
-      const int64_t ahead = c + 1 < row.chunks() ? row.size(c + 1) * row.width() : 0;
-      kernels().sums(x, row.size(c), chunk.max, row.logits + (c + 1) * kChunk * row.width(), ahead, &chunk.s, &chunk.t);
+      const bool last = c + 1 == row.chunks();
+      const char* ahead = last ? scratch.next : row.logits + (c + 1) * kChunk * row.width();
+      const int64_t bytes = ahead ? row.size(last ? 0 : c + 1) * row.width() : 0;
+      kernels().sums(x, row.size(c), chunk.max, ahead, bytes, &chunk.s, &chunk.t);
     } else {
       kernels().kept_sums(x, row.size(c), {chunk.max, p.scale, -INFINITY, {}}, &chunk.s, &chunk.t);
     }
@@ -88,7 +90,8 @@ void HiddenRows::contend(int64_t r, const Plan& p, const Row& row, int64_t first
   };
   for (Contenders& of_thread : scratch.contenders) of_thread.count = 0;
   if (all.count < 0) return;
-  const float before = floor_of(all, -INFINITY);
+  const float of_maximum = noise(p.key, int64_t(part_[r].index));  // a good start: little is above it
+  const float before = floor_of(all, of_maximum - kSlack);
   parallel(sharing, [&](int thread, int team) {
     Contenders& own = thread ? scratch.contenders[size_t(thread)] : all;
     for (size_t i = size_t(thread); i < scratch.order.size() && own.count >= 0; i += size_t(team)) {

@@ -7,6 +7,12 @@ static inline uint32_t largest_word(float bound, float best) {
   return limit >= 4294967295.0 ? 0xffffffffu : uint32_t(limit);
 }
 
+// The same to the next power of two, without an exponential.
+static inline uint32_t power_of_two_word(float bound, float best) {
+  const float halvings = (best - bound - 1e-3f) * 1.4426f;  // below log2(e): rounded down
+  return halvings > 0 ? 0xffffffffu >> int(halvings < 31 ? halvings : 31) : 0xffffffffu;
+}
+
 // What noise is added to: the logit of a sampling distribution ...
 struct Logits {
   const Sampling& row;
@@ -21,12 +27,8 @@ struct Logits {
   }
   bool counts(float x) const { return x >= row.keep && x != -INFINITY; }
   float value(float x) const { return (x - row.m) / row.temperature; }
-  // Not even with the largest draw of a word with so many leading zeros: u >= 2^-n, so -log(-log(1 - u)) <= n log(2). Two
-  // logarithms less for most words that the bound of a whole chunk lets through.
-  bool hopeless(float x, uint32_t word, float best) const {
-    const int n = __builtin_clzll(2 * uint64_t(word) + 1) - 30;  // 33 for a word of 0
-    return value(x) + 0.69314718f * float(n) + 1e-3f < best;
-  }
+  // What may win of a group whose tallest entry is x, which is far below that of a chunk.
+  uint32_t largest_word_of_group(float x, float best) const { return power_of_two_word(value(x), best); }
 };
 
 // ... or the logarithm of a state's weight, which grows with its log score x and is at most x + log_slope.
@@ -43,7 +45,7 @@ struct States {
     return x - 1e-5f * (fabsf(x) + fabsf(best) + fabsf(row.log_slope));
   }
   bool counts(float) const { return true; }
-  bool hopeless(float, uint32_t, float) const { return false; }  // its value takes longer than the draw
+  uint32_t largest_word_of_group(float, float) const { return 0xffffffffu; }  // its value takes longer than the draws
   float value(float x) const { return log_weight(weight_of(row.weights, exp(double(x)))); }
 };
 
@@ -138,8 +140,10 @@ static inline void draw_from(const Terms& terms, const float* x, int64_t n, int6
     if (!V::bits(V::ge(tallest, V::set(lowest)))) continue;
     V::Int words[4];
     philox.group(uint32_t((first + i) >> 2), words);
+    const uint32_t of_group = terms.largest_word_of_group(V::highest(tallest), found.reach());
+    const uint32_t here = of_group < limit ? of_group : limit;
     uint32_t lanes = 0;
-    for (int k = 0; k < 4; ++k) lanes |= V::at_most(words[k], limit);
+    for (int k = 0; k < 4; ++k) lanes |= V::at_most(words[k], here);
     if (!lanes) continue;
     uint32_t stored[4][V::W];
     for (int k = 0; k < 4; ++k) V::store_int(stored[k], words[k]);
@@ -147,9 +151,8 @@ static inline void draw_from(const Terms& terms, const float* x, int64_t n, int6
       const int lane = __builtin_ctz(lanes);
       for (int k = 0; k < 4; ++k) {
         const int64_t at = i + 4 * lane + k;
-        if (stored[k][lane] > limit || !(x[at] >= lowest)) continue;
+        if (stored[k][lane] > here || !(x[at] >= lowest)) continue;
         const float before = found.reach();
-        if (terms.hopeless(x[at], stored[k][lane], before)) continue;
         if (terms.counts(x[at])) found.take(terms, x[at], first + at, stored[k][lane]);
         if (found.reach() > before) {
           limit = largest_word(bound, found.reach());

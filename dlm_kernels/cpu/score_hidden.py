@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from ctypes import addressof, c_int64, c_void_p
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -24,7 +25,8 @@ HELD = 512  # entries of a row with top-p that are kept from the first pass
 MOST_HELD = 2048  # with top-k; a larger k is searched for
 CONTENDER_INTS, SEARCH_INTS, BINS = 25, 4, 256  # sizes of the structs in hidden.h and kernels.h
 SEARCH_K, SEARCH_P = 1, 2
-NOTHING_READ = torch.tensor([-math.inf, -1.0, -math.inf, 0.0, 0.0], dtype=torch.float64)
+MERGED = ("parts", "held", "held_count")
+LATER_FIELDS = 15  # of DlmkHiddenArgs: the state and the results
 
 
 class Rows:
@@ -42,45 +44,61 @@ class Rows:
     ) -> None:
         self.head, self.vocabulary, self.start = head, vocabulary, start
         self.per_row = per_row
-        temperature, top_k, top_p = per_row[:3]
         self.options = (suppress_ids, sampling_confidence, top_p_first)
         rows = head.rows
-        by_k = (top_k > 0) & (top_k < vocabulary)
-        by_p = ~(top_p >= 1)
-        sampled = temperature > 0
-        filtered = (by_k | by_p) & (sampled | sampling_confidence)
-        self.any_filtered = bool(filtered.any())
-        self.any_drawn = self.any_filtered or bool(sampled.any())
-        held = 0
-        if self.any_filtered:
-            # One more than k, so that the k-th is known to be above all that is not kept.
-            held = min(int(top_k.masked_fill(~(by_k & filtered), 0).amax()) + 1, MOST_HELD)
-            held = max(held, HELD) if bool((by_p & filtered).any()) else held
-        searching = rows if self.any_filtered else 0
-        self.parts = NOTHING_READ.repeat(rows, 1)
-        self.held = torch.empty((rows, held, 2), dtype=torch.int32)
-        self.held_count = torch.zeros(rows, dtype=torch.int32)
-        self.contenders = torch.zeros((rows, CONTENDER_INTS), dtype=torch.int32)
-        self.todo = torch.zeros(rows, dtype=torch.int32)
-        self.keep = torch.empty(rows)
-        self.search = torch.empty((searching, SEARCH_INTS), dtype=torch.int64)
-        self.bins = torch.zeros((searching if head.kept is not None else 0, BINS), dtype=torch.int64)
-        self.winners = torch.empty((rows, 5), dtype=torch.float64)
-        self.results = TokenScores(
-            torch.empty(rows, dtype=torch.int64), *(torch.empty(rows) for _ in TokenScores._fields[1:])
-        )
-        parameters = [value.contiguous() for value in self.per_row]
+        parameters = [value.contiguous() for value in per_row]
         suppressed = None if suppress_ids is None else suppress_ids.sort().values
-        fields = [
+        given = [
             *(rows, vocabulary, torch.get_num_threads(), sampling_confidence, top_p_first),
             *(value.data_ptr() for value in parameters),
             *((0, 0) if suppressed is None else (suppressed.data_ptr(), suppressed.numel())),
-            *(self.parts.data_ptr(), self.held.data_ptr(), self.held_count.data_ptr(), held),
-            *(self.contenders.data_ptr(), self.todo.data_ptr(), self.keep.data_ptr(), self.search.data_ptr()),
-            *(self.bins.data_ptr(), self.winners.data_ptr(), *(value.data_ptr() for value in self.results)),
         ]
-        self._arguments = pack(fields)
+        self._arguments = pack([*given, *[0] * LATER_FIELDS])
+        needs = (c_int64 * 4)()
+        self.call("plan", addressof(needs))
+        self.any_drawn, self.any_filtered = bool(needs[0]), bool(needs[1])
+        # One more than k, so that the k-th is known to be above all that is not kept.
+        held = min(needs[2] + 1, MOST_HELD) if self.any_filtered else 0
+        held = max(held, HELD) if needs[3] else held
+        searched = self.any_filtered and head.kept is not None
+        # One allocation, and none of torch's operators to fill it: each costs microseconds, which show where rows are few.
+        self._layout = {
+            "parts": (torch.float64, 5),
+            "winners": (torch.float64, 5),
+            "search": (torch.int64, SEARCH_INTS if self.any_filtered else 0),
+            "bins": (torch.int64, BINS if searched else 0),
+            "held": (torch.int32, 2 * held),
+            "contenders": (torch.int32, CONTENDER_INTS if self.any_drawn else 0),
+            "held_count": (torch.int32, 1),
+            "todo": (torch.int32, 1),
+            "keep": (torch.float32, 1),
+        }
+        sizes = [rows * width * dtype.itemsize for dtype, width in self._layout.values()]
+        self._begins = dict(zip(self._layout, accumulate(sizes, initial=0), strict=False))
+        self._memory = torch.empty(sum(sizes), dtype=torch.uint8)
+        self.results = TokenScores(
+            torch.empty(rows, dtype=torch.int64), *(torch.empty(rows) for _ in TokenScores._fields[1:])
+        )
+        address = {
+            name: self._memory.data_ptr() + begin if self._layout[name][1] else 0
+            for name, begin in self._begins.items()
+        }
+        self._arguments = pack(
+            [
+                *given,
+                *(address["parts"], address["held"], address["held_count"], held),
+                *(address[name] for name in ("contenders", "todo", "keep", "search", "bins", "winners")),
+                *(value.data_ptr() for value in self.results),
+            ]
+        )
         self._alive = (parameters, suppressed)
+        self.call("begin")
+
+    def state(self, name: str) -> Tensor:
+        """[R, width] of the state, in place."""
+        dtype, width = self._layout[name]
+        begin, rows = self._begins[name], self.head.rows
+        return self._memory[begin : begin + rows * width * dtype.itemsize].view(dtype).view(rows, width)
 
     def call(self, name: str, *addresses: int) -> None:
         check(getattr(library(), f"dlmk_hidden_{name}")(self._arguments, *map(c_void_p, addresses)))
@@ -100,14 +118,15 @@ class Rows:
 
     def merge(self, parts: list[Tensor], held: list[Tensor], counts: list[Tensor]) -> None:
         """The state of all shards, in place of this one's own. The same order everywhere gives every shard the same bits."""
-        for mine, all_shards in ((self.parts, parts), (self.held, held), (self.held_count, counts)):
-            mine.copy_(all_shards[0])
+        for name, all_shards in zip(MERGED, (parts, held, counts), strict=True):
+            self.state(name).copy_(all_shards[0])
         for shard in zip(parts[1:], held[1:], counts[1:], strict=True):
             self.call("merge", *(value.data_ptr() for value in shard))
 
     def searched(self) -> Tensor:
         """Indices of the rows whose boundary held entries do not tell."""
-        found = ((self.todo == SEARCH_K) | (self.todo == SEARCH_P)).nonzero()[:, 0]
+        todo = self.state("todo")
+        found = ((todo == SEARCH_K) | (todo == SEARCH_P)).nonzero()[:, 0]
         # Few fp32 rows have the bits of their number: then all of them, once more.
         return torch.arange(self.head.rows) if len(found) and self.head.rows < LEAST else found
 
@@ -117,7 +136,7 @@ class Rows:
         return Rows(head, self.vocabulary, self.start, tuple(value[rows] for value in self.per_row), *self.options)
 
     def merge_winners(self, winners: list[Tensor]) -> None:
-        self.winners.copy_(winners[0])
+        self.state("winners").copy_(winners[0])
         for shard in winners[1:]:
             self.call("merge_winners", shard.data_ptr())
 
@@ -129,7 +148,7 @@ def score_rows(rows: Rows, gather: Gather | None = None) -> TokenScores:
     """The scores of all rows. `gather` gives a tensor of every shard, in one order for all; without it there is one shard."""
     rows.over_pieces("read")
     if gather is not None:
-        rows.merge(*(gather(value) for value in (rows.parts, rows.held, rows.held_count)))
+        rows.merge(*(gather(rows.state(name)) for name in MERGED))
     searched = torch.empty(0, dtype=torch.int64)
     if rows.any_filtered:
         searching = rows.count("filter")
@@ -138,13 +157,13 @@ def score_rows(rows: Rows, gather: Gather | None = None) -> TokenScores:
         while searching and rows.head.kept is not None:
             rows.over_pieces("weigh")
             if gather is not None:
-                rows.bins.copy_(torch.stack(gather(rows.bins)).sum(0))
+                rows.state("bins").copy_(torch.stack(gather(rows.state("bins"))).sum(0))
             searching = rows.count("descend")
     if rows.any_drawn and len(searched) < rows.head.rows:
         if rows.count("settle"):
             rows.over_pieces("draw")
         if gather is not None:
-            rows.merge_winners(gather(rows.winners))
+            rows.merge_winners(gather(rows.state("winners")))
     rows.call("finish")
     for some in searched.split(SEARCHED) if len(searched) else ():
         for result, value in zip(rows.results, score_rows(rows.of(some), gather), strict=True):
