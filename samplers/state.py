@@ -131,7 +131,7 @@ class SamplerState:
         self.block_start = torch.where(enter, begin, self.block_start)
         self.block_end = torch.where(enter, end, self.block_end)
         self.block_step = torch.where(enter, 0, self.block_step)
-        inside = masked & (column < self.block_end[:, None])
+        inside = masked & self.in_block
         self.block_masks = torch.where(enter, inside.sum(-1), self.block_masks)
         self.active = masked & (column < self.block_end[:, None]) & self.live[:, None]
 
