@@ -19,6 +19,7 @@ from dlm_samplers.integrations.diffusers import (
 )
 
 VOCABULARY, MASK, EOS = 67, 66, 1
+SEEDS = [range(12), pytest.param(range(12, 100), marks=pytest.mark.slow)]
 
 
 def seeded(seed):
@@ -85,15 +86,16 @@ LLADA2 = [
 ]
 
 
+@pytest.mark.parametrize("seeds", SEEDS, ids=str)
 @pytest.mark.parametrize("settings", LLADA2, ids=str)
-def test_llada2_pipeline(settings):
-    """Prompts of several lengths, padded on the left, that end within a block; 1 to 3 rows."""
+def test_llada2_pipeline(settings, seeds):
+    """Prompts of several lengths, padded on the left, that end within a block; 1 to 4 rows."""
     steps = 0
-    for seed in range(12):
+    for seed in seeds:
         torch.manual_seed(seed)
         pipeline = LLaDA2Pipeline(TinyLLaDA2().eval(), KeyedBlockRefinement(block_length=8))
         pipeline.set_progress_bar_config(disable=True)
-        rows, width = 1 + seed % 3, (3, 8, 11)[seed // 3 % 3]
+        rows, width = 1 + seed % 4, (3, 8, 11)[seed % 3]
         given = torch.arange(width) >= torch.randint(width - 1, (rows, 1))
         call = {
             "input_ids": torch.where(given, torch.randint(2, MASK, (rows, width)), 0),
@@ -105,7 +107,7 @@ def test_llada2_pipeline(settings):
             "callback_on_step_end_tensor_inputs": LLaDA2Pipeline._callback_tensor_inputs,
         }
         steps += assert_same_run(pipeline, FusedBlockRefinementScheduler, call | settings, seed)
-    assert steps >= 12 * 3
+    assert steps >= 3 * len(seeds)
 
 
 class Processor:
@@ -164,12 +166,14 @@ GEMMA = [
 ]
 
 
+@pytest.mark.parametrize("seeds", SEEDS, ids=str)
 @pytest.mark.parametrize(("original", "fused", "config", "settings"), GEMMA)
-def test_diffusion_gemma_pipeline(gemma, original, fused, config, settings):
-    for seed in range(3):
-        pipeline = DiffusionGemmaPipeline(gemma, original(**config), Processor(1 + seed))
+def test_diffusion_gemma_pipeline(gemma, original, fused, config, settings, seeds):
+    for seed in seeds:
+        rows = 1 + seed % 4
+        pipeline = DiffusionGemmaPipeline(gemma, original(**config), Processor(rows))
         pipeline.set_progress_bar_config(disable=True)
-        call = {"prompt": ["x"] * (1 + seed), "gen_length": 16, "num_inference_steps": 5, "eos_early_stop": False}
+        call = {"prompt": ["x"] * rows, "gen_length": 16, "num_inference_steps": 5, "eos_early_stop": False}
         call["callback_on_step_end_tensor_inputs"] = ["canvas", "logits"]
         steps = assert_same_run(pipeline, fused, call | settings, seed)
         assert steps == 10 if settings.get("confidence_threshold", 0) is None else 2 <= steps <= 10
