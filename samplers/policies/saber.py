@@ -24,7 +24,8 @@ class Saber(Policy):
     n best where fewer are, as in the first step (Saber, arXiv:2510.18165). Its remasking is `remask.ConfidenceDrop`.
 
     The average is over the row's tokens that stand. The released code (`generate_with_saber`) keeps a token's share of the
-    average after it is taken back, until the position is committed again.
+    average after it is taken back, until the position is committed again. Where a model's confidence saturates, nothing
+    exceeds the average and every step commits n, there as here.
     """
 
     n: int = 2
