@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from importlib import metadata
@@ -47,3 +48,11 @@ def _cpu_name() -> str:
     except OSError:
         pass
     return platform.processor()
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_text(json.dumps(document, indent=1) + "\n")
+    os.replace(partial, path)

@@ -62,7 +62,7 @@ class Run:
         """Drops columns that no row of the batch uses."""
         state = self.state
         if state.live.numel():
-            self.state._become(state.resized(max(int(state.length.max()), 1)))
+            self.state.become(state.resized(max(int(state.length.max()), 1)))
         self.padded = not bool(state.valid.all())
 
     def note_nan(self, state: SamplerState, confidence: Tensor, scored: Tensor) -> None:

@@ -18,7 +18,7 @@ from dlm_samplers.guarantees import Guarantee
 from dlm_samplers.lengths import LengthRule
 from dlm_samplers.loop import Loop
 from dlm_samplers.models import Adapter, ModelSpec
-from dlm_samplers.models.adapter import LogitsProcessor
+from dlm_samplers.models.adapter import LogitsProcessor, device_of
 from dlm_samplers.models.spec import DREAM, LLADA
 from dlm_samplers.output import GenerationInterrupted, SamplerOutput
 from dlm_samplers.parts import Part
@@ -292,9 +292,7 @@ class Sampler:
     def _device(self, input_ids: Any) -> torch.device:
         if isinstance(input_ids, Tensor):
             return input_ids.device
-        parameters = getattr(self.adapter.model, "parameters", None)
-        first = next(iter(parameters()), None) if callable(parameters) else None
-        return torch.device("cpu") if first is None else first.device
+        return device_of(self.adapter.model)
 
 
 class LLaDASampler(Sampler):

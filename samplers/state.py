@@ -142,11 +142,11 @@ class SamplerState:
     def put(self, rows: Tensor, part: SamplerState) -> None:
         """Writes back what `take(rows)` gave, distinct rows."""
         self._meet(part)
-        self._become(self._map(lambda mine, theirs: mine.index_copy(0, rows, theirs), part))
+        self.become(self._map(lambda mine, theirs: mine.index_copy(0, rows, theirs), part))
 
     def keep(self, rows: Tensor) -> None:
         """Drops all rows but `rows` (int64 indices): the compaction of finished requests."""
-        self._become(self.take(rows))
+        self.become(self.take(rows))
 
     def join(self, other: SamplerState) -> None:
         """Adds the rows of another state below its own, as wide as the wider of the two."""
@@ -154,7 +154,7 @@ class SamplerState:
         mine, theirs = self.resized(width), other.resized(width)
         mine._meet(theirs)
         theirs._meet(mine)
-        self._become(mine._map(lambda upper, lower: torch.cat([upper, lower]), theirs))
+        self.become(mine._map(lambda upper, lower: torch.cat([upper, lower]), theirs))
 
     def resized(self, width: int) -> SamplerState:
         """The same rows with `width` columns: those at the right dropped, or padding added."""
@@ -217,7 +217,7 @@ class SamplerState:
             whole = torch.minimum(origin + blocks * wide.block_length, length)
         wide.block_end = torch.where(wide.block_end == self.length, whole, wide.block_end)
         wide.length = length
-        self._become(wide)
+        self.become(wide)
 
     def _map(self, function: Any, *others: SamplerState) -> SamplerState:
         """A state whose tensors are `function` of this one's and the others'."""
@@ -233,6 +233,7 @@ class SamplerState:
                 }
         return replace(self, **new)
 
-    def _become(self, other: SamplerState) -> None:
+    def become(self, other: SamplerState) -> None:
+        """Takes over the rows of another state, in place."""
         for entry in fields(self):
             setattr(self, entry.name, getattr(other, entry.name))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +11,7 @@ import torch
 import typer
 from rich.table import Table
 
-from dlm_benches.environment import environment
+from dlm_benches.environment import environment, write_json
 from dlm_benches.kernels.cases import DTYPES, make_logits
 from dlm_benches.kernels.report import console
 from dlm_benches.kernels.timing import memory, timed
@@ -172,9 +170,4 @@ def schedulers(
     results = run(chosen, rounds, show=lambda result: print(result["case"], flush=True))
     console().print(table_of(results))
     if json_file is not None:
-        partial = json_file.with_name(json_file.name + ".partial")
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(
-            json.dumps({"schema": SCHEMA, "environment": environment(), "results": results}, indent=1) + "\n"
-        )
-        os.replace(partial, json_file)
+        write_json(json_file, {"schema": SCHEMA, "environment": environment(), "results": results})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dlm_benches.environment import environment
+from dlm_benches.environment import environment, write_json
 from dlm_benches.kernels.cases import title
 
 SCHEMA = "dlm-bench/kernels/2"  # raised whenever a reader of the old one would misread the new
@@ -60,10 +59,7 @@ def _megabytes(size: int | None) -> str:
 def write(path: Path, results: list[dict[str, Any]], clock: str) -> None:
     """Whole or not at all."""
     document = {"schema": SCHEMA, "environment": {**environment(), "clock": clock}, "results": results}
-    partial = path.with_name(path.name + ".partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(json.dumps(document, indent=1) + "\n")
-    os.replace(partial, path)
+    write_json(path, document)
 
 
 def load(path: Path) -> dict[str, Any]:

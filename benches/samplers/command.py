@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from enum import Enum
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from dlm_benches.environment import environment
+from dlm_benches.environment import environment, write_json
 from dlm_benches.samplers import drafts as draft_suite
 from dlm_benches.samplers import events as event_suite
 from dlm_benches.samplers import oracle as oracle_suite
@@ -80,10 +78,7 @@ def samplers(
             if picture is not None:
                 oracle_suite.plot(document["errors"], picture)
     if json_file is not None:
-        partial = json_file.with_name(json_file.name + ".partial")
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({"schema": SCHEMA, "environment": environment(), **document}, indent=1) + "\n")
-        os.replace(partial, json_file)
+        write_json(json_file, {"schema": SCHEMA, "environment": environment(), **document})
 
 
 def _reasoning() -> TinyDLM:

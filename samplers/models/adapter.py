@@ -139,3 +139,10 @@ class Adapter:
             return score(output, slice(None))
         first, rest = score(output[:, :1], slice(0, 1)), score(output[:, :-1], slice(1, None))
         return TokenScores(*(torch.cat(pair, dim=1) for pair in zip(first, rest, strict=True)))
+
+
+def device_of(model: Any) -> torch.device:
+    """Where a model's parameters are; the CPU for a callable without any."""
+    parameters = getattr(model, "parameters", None)
+    first = next(iter(parameters()), None) if callable(parameters) else None
+    return torch.device("cpu") if first is None else first.device

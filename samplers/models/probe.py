@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dlm_kernels import InvalidArgumentError
-from dlm_samplers.models.adapter import Adapter
+from dlm_samplers.models.adapter import Adapter, device_of
 from dlm_samplers.models.spec import ModelSpec
 
 Attention = Literal["bidirectional", "causal", "block_causal", "other"]
@@ -84,7 +84,7 @@ def probe(
         raise InvalidArgumentError(f"length must be at least 4, got {length}")
     adapter = Adapter(model, spec)
     generator = torch.Generator().manual_seed(seed)
-    device = _device(model)
+    device = device_of(model)
     vocabulary = spec.vocab_size
     if vocabulary is None:
         vocabulary = adapter.forward(torch.full((1, length), spec.mask_id, device=device), None).shape[-1]
@@ -173,9 +173,3 @@ def _shift(adapter: Adapter, sample: Tensor) -> int:
     row = at - 1
     fits = [float(probability[row, at - shift, sample[at]].mean()) for shift in (0, 1)]
     return int(fits[1] > fits[0])
-
-
-def _device(model: Any) -> torch.device:
-    parameters = getattr(model, "parameters", None)
-    first = next(iter(parameters()), None) if callable(parameters) else None
-    return torch.device("cpu") if first is None else first.device

@@ -143,7 +143,7 @@ class Steps:
             rows = last + width * torch.arange(len(last), device=last.device)
             after, scored = after.take(rows), scored[rows]
             scores = TokenScores(*(value[rows] for value in scores))
-        state._become(after)
+        state.become(after)
         remember(state, scores, scored)
         advance(state)
 
