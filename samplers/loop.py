@@ -174,7 +174,9 @@ class Loop:
             if self.sampler.length is not None:
                 stopped &= ~self.sampler.length.waiting(state)
             if rule.fills:
-                rest = state.masked() & stopped[:, None] & evaluation.scored
+                masked = state.masked()
+                stopped &= ~(masked & ~evaluation.masked).any(-1)  # a token just taken back: nothing is proposed for it
+                rest = masked & stopped[:, None]
                 commit_(state.tokens, evaluation.scores.token, rest, backend=self.sampler.backend)
             state.live = state.live & ~stopped
 

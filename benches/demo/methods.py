@@ -60,7 +60,7 @@ def all_methods(dlm: TinyDLM, ar: TinyAR) -> list[Method]:
     return methods
 
 
-def ours(name: str, kind: Kind, model: TinyDLM, policy: Policy, **parts: Any) -> Method:
+def ours(name: str, kind: Kind, model: TinyDLM, policy: Policy | None = None, **parts: Any) -> Method:
     """Our sampler with a policy and, by default, the end-of-text stop. parts: other arguments of the sampler."""
     sampler = LLaDASampler(model, policy=policy, **{"stopping": [EndOfText()], **parts})
 

@@ -6,15 +6,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from rich.table import Table
+from torch import Tensor
 
 from dlm_benches.demo.measure import BATCH, TEST_SEED, TOLERANCE, Tally, answer, questions
 from dlm_benches.demo.methods import Method, ours, published
+from dlm_benches.tiny import vocab
 from dlm_benches.tiny.model import TinyDLM
 from dlm_benches.tiny.tasks import TASKS
 from dlm_samplers import (
     DAEDAL,
+    AdaBlock,
     CappedThreshold,
+    ConfidenceDrop,
     Credit,
     Dilated,
     DraftVerify,
@@ -28,15 +33,25 @@ from dlm_samplers import (
     KLStable,
     LocalLeap,
     Margin,
+    ModelSpec,
+    PCSampler,
     Policy,
     Prophet,
+    ReMDM,
     Saber,
     SchED,
+    SelfPlanning,
+    ShadowVerify,
     SlowFast,
     Spaced,
     StableAndConfident,
     Threshold,
+    TokenEditing,
+    background_frequencies,
 )
+
+CORPUS_SEED, CORPUS = 3, 500
+"""Of the training answers, and how many a task, that PCSampler's frequencies are counted in."""
 
 GOALS = {"bounded at 6x fewer": ("bounded", 6.0), "any at 12x fewer": (None, 12.0)}
 """Of what the last lines count the tasks: guarantee at least as strong, and how many times fewer forwards."""
@@ -46,8 +61,9 @@ def methods(model: TinyDLM) -> list[Method]:
     """The published sampler first, then every policy with its paper's settings or some around them, then compositions."""
     found = [Method("published, 1 a forward", "published", "reference", lambda items: published(model, items))]
     found += [ours(str(policy), "policy", model, policy) for policy in policies()]
+    spec = ModelSpec.of(model, any_attention=True, position_ids="position_ids")  # ShadowVerify shows it more than a canvas
     for parts in compositions():
-        sampler = ours("", "policy", model, **parts)
+        sampler = ours("", "policy", model, spec=spec, **parts)
         name = " + ".join(
             str(part) for value in parts.values() for part in (value if isinstance(value, list) else [value])
         )
@@ -79,7 +95,16 @@ def policies() -> list[Policy]:
         ExploreOne(Threshold(0.9)),
         Factor(1.0, upstream_quirk=True),
         Saber(),
+        AdaBlock((vocab.EOS,)),
+        PCSampler(frequencies(), inner=FixedQuota(tokens_per_step=1)),
     ]
+
+
+def frequencies() -> Tensor:
+    """float32 [V]: how often each symbol occurs in training answers, with the end of text."""
+    rng = np.random.default_rng(CORPUS_SEED)
+    answers = [item.answer + [vocab.EOS] for task in TASKS.values() for item in task.sample(rng, CORPUS, "train")]
+    return background_frequencies(answers, vocab.SIZE)
 
 
 def compositions() -> list[dict[str, Any]]:
@@ -93,6 +118,11 @@ def compositions() -> list[dict[str, Any]]:
         {"policy": FixedQuota(tokens_per_step=1), "stopping": [SchED()]},
         {"policy": FixedQuota(tokens_per_step=1), "stopping": [Prophet(0)]},
         {"policy": Threshold(0.9), "length": DAEDAL(l_init=8, e_factor=4, w_eos=4)},
+        {"remask": ShadowVerify(), "stopping": []},
+        {"remask": ReMDM("rescale", eta=0.05), "stopping": []},
+        {"remask": SelfPlanning(), "stopping": []},
+        {"policy": Saber(), "remask": ConfidenceDrop(), "stopping": []},
+        {"policy": Threshold(0.7, strict=True), "remask": TokenEditing(), "stopping": []},
     ]
 
 
