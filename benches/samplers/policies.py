@@ -61,7 +61,9 @@ def methods(model: TinyDLM) -> list[Method]:
     """The published sampler first, then every policy with its paper's settings or some around them, then compositions."""
     found = [Method("published, 1 a forward", "published", "reference", lambda items: published(model, items))]
     found += [ours(str(policy), "policy", model, policy) for policy in policies()]
-    spec = ModelSpec.of(model, any_attention=True, position_ids="position_ids")  # ShadowVerify shows it more than a canvas
+    spec = ModelSpec.of(
+        model, any_attention=True, position_ids="position_ids"
+    )  # ShadowVerify shows it more than a canvas
     for parts in compositions():
         sampler = ours("", "policy", model, spec=spec, **parts)
         name = " + ".join(
@@ -103,7 +105,7 @@ def policies() -> list[Policy]:
 def frequencies() -> Tensor:
     """float32 [V]: how often each symbol occurs in training answers, with the end of text."""
     rng = np.random.default_rng(CORPUS_SEED)
-    answers = [item.answer + [vocab.EOS] for task in TASKS.values() for item in task.sample(rng, CORPUS, "train")]
+    answers = [[*item.answer, vocab.EOS] for task in TASKS.values() for item in task.sample(rng, CORPUS, "train")]
     return background_frequencies(answers, vocab.SIZE)
 
 

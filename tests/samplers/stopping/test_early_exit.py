@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from compositions import EOS, MASK, Ended
 from fakes import SpikeModel, TableModel
 from plain import PlainRun, log_probs
 
@@ -16,6 +17,7 @@ from dlm_samplers import (
     LLaDASampler,
     ModelSpec,
     Prophet,
+    ReMDM,
     SchED,
     StableAndConfident,
     Threshold,
@@ -228,3 +230,15 @@ def test_the_rule_of_diffusion_gemma_decides_as_transformers_does():
             assert torch.equal(ours.stop(state, None, evaluation), expected)
             decided += int(expected.sum())
     assert 50 < decided < 1700
+
+
+def test_a_row_that_took_a_token_back_is_not_filled():
+    forwards = set()
+    for seed in range(8):
+        model = Ended(seed, vocab=MASK + 1, eos=EOS)
+        rule = StableAndConfident(confidence_threshold=1.0)
+        sampler = LLaDASampler(model, remask=ReMDM("cap", eta=1.0), stopping=[rule])
+        out = sampler.generate(torch.tensor([[4, 4, 10, 13]]), max_new_tokens=8, block_length=None, seed=seed)
+        assert (out.sequences != MASK).all()
+        forwards.add(int(out.nfe))
+    assert forwards == {2, 8}, "the model is sure, so that only a token taken back can keep a row"
