@@ -204,7 +204,7 @@ class LLaDAStyleModel(MaskedDiffusionModel):
 
 
 class DreamStyleModel(MaskedDiffusionModel):
-    """Called as Dream is: `model(ids, "full" or [B, 1, L, L], tok_idx)`; output i predicts position i + 1."""
+    """Called as Dream is: `model(ids, "full" or [B, 1, L, L], position_ids)`; output i predicts position i + 1."""
 
     config_class = DreamStyleConfig
 
@@ -212,10 +212,10 @@ class DreamStyleModel(MaskedDiffusionModel):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Any = None,
-        tok_idx: Tensor | None = None,
+        position_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        return super().forward(input_ids, attention_mask, position_ids=tok_idx, **kwargs)
+        return super().forward(input_ids, attention_mask, position_ids=position_ids, **kwargs)
 
 
 class SDARStyleModel(MaskedDiffusionModel):

@@ -1,4 +1,4 @@
-"""Attention of a window of queries over kept keys and values, through transformers' attention interface."""
+"""Attention of a window of queries over kept keys and values."""
 
 from __future__ import annotations
 
@@ -17,35 +17,55 @@ NAME = "dlm_kernels_window"
 
 @dataclass(frozen=True)
 class Window:
-    """The columns a forward computes and the store that its attention reads. Passed along the model's keyword arguments."""
+    """The columns a forward computes and the store that its attention reads. Passed along the model's keyword arguments.
+
+    A model that does not attend through transformers' attention interface takes one too if its attention calls `attend` and
+    it says so: `takes_dlm_window = True`.
+    """
 
     columns: Tensor
-    """int64 [B, n]: where the inputs stand. A column may be repeated, with the same token."""
+    """int64 [b, n]: where the inputs stand. A column may be repeated, with the same token."""
     visible: Tensor
-    """bool [B, n or 1, L]: the columns that each input attends to."""
+    """bool [b, n or 1, L]: the columns that each input attends to."""
     store: dict[str, Tensor]
     """"cache.<layer>.key" and ".value" [B, L, H, D]: keys with their rotary positions in them; written in place."""
+    rows: Tensor | None
+    """int64 [b]: rows of the store that these are; None: all B."""
+    batch: int
+    """B."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-        """[B, n, H, D] from query [B, H, n, D], key and value [B, H of keys, n, D]; these replace the stored ones."""
-        kept = []
-        for name, new in (("key", key), ("value", value)):
-            new = new.transpose(1, 2)
-            place = f"cache.{layer}.{name}"
-            if place not in self.store:
-                self.store[place] = new.new_zeros(len(new), self.visible.shape[-1], *new.shape[2:])
-            stored = self.store[place]
-            stored.scatter_(1, self.columns[:, :, None, None].expand_as(new), new)
-            kept.append(stored.transpose(1, 2))
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None = None) -> Tensor:
+        """[b, n, H, D] from query [b, H, n, D], key and value [b, H of keys, n, D]; these replace the stored ones."""
+        keys, values = (
+            self.keep(f"cache.{layer}.{name}", new.transpose(1, 2)).transpose(1, 2)
+            for name, new in (("key", key), ("value", value))
+        )
+        grouped = query.shape[1] != key.shape[1]
+        mask = self.visible[:, None]
         out = torch.nn.functional.scaled_dot_product_attention(
-            query,
-            kept[0],
-            kept[1],
-            attn_mask=self.visible[:, None],
-            scale=scaling,
-            enable_gqa=query.shape[1] != key.shape[1],
+            query, keys, values, attn_mask=mask, scale=scaling, enable_gqa=grouped
         )
         return out.transpose(1, 2)
+
+    def keep(self, name: str, new: Tensor) -> Tensor:
+        """Replaces what is stored of the columns by `new` [b, n, ...]; all that is stored of the rows, [b, L, ...]."""
+        if name not in self.store:
+            self.store[name] = new.new_zeros(self.batch, self.visible.shape[-1], *new.shape[2:])
+        stored = self.store[name]
+        if self.rows is None:
+            return stored.scatter_(1, like(self.columns, new), new)
+        stored[self.rows[:, None], self.columns] = new
+        return stored[self.rows]
+
+    def kept(self, name: str) -> Tensor:
+        """What is stored of the columns, [b, n, ...]."""
+        stored = self.store[name] if self.rows is None else self.store[name][self.rows]
+        return stored.gather(1, like(self.columns, stored))
+
+
+def like(index: Tensor, value: Tensor) -> Tensor:
+    """An index [b, n] of the second dimension of value [b, m, ...], in the shape that gather and scatter want."""
+    return index.reshape(index.shape + (1,) * (value.ndim - 2)).expand(*index.shape, *value.shape[2:])
 
 
 def _window_attention(
@@ -70,13 +90,17 @@ def _window_attention(
 def window_attention(model: Any) -> Iterator[None]:
     """While it lasts, `model(..., dlm_window=Window(...))` computes a window; the model is as it was afterwards.
 
-    Raises InvalidArgumentError for a model that does not attend through transformers' attention interface.
+    Raises InvalidArgumentError for a model that neither attends through transformers' attention interface nor takes windows
+    by itself.
     """
-    supported = getattr(model, "_supports_attention_backend", False)
-    if not supported:
+    if getattr(model, "takes_dlm_window", False):
+        yield
+        return
+    if not getattr(model, "_supports_attention_backend", False):
         raise InvalidArgumentError(
             f"cache: {type(model).__name__} does not attend through transformers' attention interface "
-            "(_supports_attention_backend is not True), so keys and values cannot be kept for it; use cache=None"
+            "(_supports_attention_backend is not True), so keys and values cannot be kept for it; use cache=None, or let its "
+            "attention call dlm_window.attend (dlm_samplers.caches.attention.Window)"
         )
     from transformers import AttentionInterface
 

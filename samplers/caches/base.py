@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dlm_kernels import InvalidArgumentError
-from dlm_samplers.caches.attention import Window, window_attention
+from dlm_samplers.caches.attention import Window, like, window_attention
 from dlm_samplers.models.adapter import Adapter
 from dlm_samplers.parts import Part
 from dlm_samplers.remask.base import Remask
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 class Cache(Part, ABC):
     """Keeps every layer's keys and values of a row's canvas and computes a window of its columns a step.
 
-    They live in the state, so they follow a row through the batch. Keys are kept with their rotary positions in them. The
-    width of a window is read back from the device.
+    They live in the state, so they follow a row through the batch. Keys are kept with their rotary positions in them. How
+    many columns each row computes is read back from the device.
     """
 
     sees: ClassVar[str]
     """What of the canvas the forwards inside a block compute, for error messages."""
     opens_with_all: ClassVar[bool] = False
-    """True when the forward that opens a block computes every column."""
+    """True when the forward that opens a block computes every mask."""
     computes_suffix: ClassVar[bool] = False
-    """True when the window reaches to the end of the canvas."""
+    """True when every forward computes every mask, those after the block too."""
 
     def check(self, sampler: Sampler) -> None:
         name = type(self).__name__
@@ -63,24 +63,60 @@ class Cache(Part, ABC):
             pass
 
     @abstractmethod
+    def columns(self, state: SamplerState) -> Tensor:
+        """bool [B, L]: what this forward computes, at least one column a live row. Asked once a forward: it may note in the
+        state what it has done."""
+
+    def visible(self, state: SamplerState) -> Tensor:
+        """bool [B, L]: the columns that are attended to."""
+        return state.valid
+
+    def work(self, columns: Tensor, state: SamplerState) -> Tensor:
+        """int64 [B]: how many columns go through the layers, of the columns bool [B, L]."""
+        return columns.sum(-1)
+
+    def run(self, adapter: Adapter, tokens: Tensor, window: Window, work: Tensor) -> Tensor:
+        """Hidden states [b, n, D] of tokens [b, n] at the window's columns; work: int64 [b]."""
+        return adapter.window(tokens, window)
+
     def forward(self, adapter: Adapter, state: SamplerState) -> tuple[Tensor, Tensor]:
-        """Hidden states [B, L, D], meaningful in the columns computed, and int64 [B]: how many those are."""
+        """Hidden states [B, L, D], meaningful where they were computed, and int64 [B]: how many columns those are.
+
+        Rows with at most half the work of the longest go in a forward of their own.
+        """
+        columns = self.columns(state)
+        if adapter.spec.logit_shift:  # the output before a column predicts it
+            columns = columns | torch.nn.functional.pad(columns[:, 1:], (0, 1))
+        columns = columns & state.valid
+        visible = self.visible(state)
+        count, work = columns.sum(-1), self.work(columns, state)
+        most = work.tolist()
+        short = torch.tensor([2 * n <= max(most) for n in most])
+        hidden: Tensor | None = None
+        for side in (~short, short):
+            if not bool(side.any()):
+                continue
+            rows = None if bool(side.all()) else side.nonzero()[:, 0].to(count.device)
+            mine = slice(None) if rows is None else rows
+            at = _ascending(columns[mine], count[mine])
+            seen = visible[mine, None]
+            if (block := adapter.spec.block_length) is not None:
+                seen = seen & (state.column // block <= (at // block)[:, :, None])
+            window = Window(at, seen, state.position_memory, rows, len(count))
+            states = self.run(adapter, state.tokens[mine].gather(1, at), window, work[mine])
+            if hidden is None:
+                hidden = states.new_zeros(*state.tokens.shape, states.shape[-1])
+            if rows is None:
+                hidden.scatter_(1, like(at, states), states)
+            else:
+                hidden[rows[:, None], at] = states
+        assert hidden is not None
+        return hidden, work
 
 
-def compute(
-    adapter: Adapter, state: SamplerState, first: Tensor, end: Tensor, block_length: int | None = None
-) -> Tensor:
-    """Hidden states [B, L, D] of the columns first .. end - 1 (int64 [B] each); the others' keys and values are the kept ones.
-
-    block_length: of block-causal attention; None: every column sees every other.
-    """
-    size = end - first
-    offset = torch.arange(int(size.max()), device=first.device)
-    columns = first[:, None] + torch.minimum(offset, size[:, None] - 1)  # short windows repeat their last column
-    visible = state.valid[:, None]
-    if block_length is not None:
-        visible = visible & (state.column // block_length <= (columns // block_length)[:, :, None])
-    window = Window(columns, visible, state.position_memory)
-    states = adapter.window(state.tokens.gather(1, columns), columns, window)
-    hidden = states.new_zeros(*state.tokens.shape, states.shape[-1])
-    return hidden.scatter_(1, columns[:, :, None].expand_as(states), states)
+def _ascending(columns: Tensor, count: Tensor) -> Tensor:
+    """int64 [b, n]: the columns of a mask bool [b, L] from left to right; rows with fewer than the most repeat their last."""
+    most = int(count.max())
+    order = (~columns).to(torch.uint8).argsort(dim=-1, stable=True)
+    offset = torch.arange(most, device=columns.device)
+    return order.gather(1, torch.minimum(offset, count[:, None] - 1).clamp(min=0))

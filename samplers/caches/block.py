@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from dlm_kernels import InvalidArgumentError
-from dlm_samplers.caches.base import Cache, compute
+from dlm_samplers.caches.base import Cache
 from dlm_samplers.guarantees import Guarantee
-from dlm_samplers.models.adapter import Adapter
 from dlm_samplers.state import SamplerState
 
 if TYPE_CHECKING:
@@ -43,8 +42,7 @@ class BlockCache(Cache):
     def start(self, state: SamplerState) -> None:
         state.memory["cache.final"] = torch.zeros_like(state.block_end)  # columns left of it are kept with final tokens
 
-    def forward(self, adapter: Adapter, state: SamplerState) -> tuple[Tensor, Tensor]:
-        first, end = state.memory["cache.final"], state.block_end
-        hidden = compute(adapter, state, first, end, adapter.spec.block_length)
+    def columns(self, state: SamplerState) -> Tensor:
+        first = state.memory["cache.final"][:, None]
         state.memory["cache.final"] = state.block_start
-        return hidden, end - first
+        return (state.column >= first) & (state.column < state.block_end[:, None])

@@ -22,5 +22,5 @@ class DualCache(RefreshedCache):
     promise = "a bidirectional model's prefix and suffix would move with the block; they are kept until the next block"
     sees: ClassVar[str] = "the block"
 
-    def window(self, state: SamplerState) -> tuple[Tensor, Tensor]:
-        return state.block_start, state.block_end
+    def window(self, state: SamplerState) -> Tensor:
+        return state.in_block

@@ -25,5 +25,5 @@ class PrefixCache(RefreshedCache):
     sees: ClassVar[str] = "the block and what follows it"
     computes_suffix: ClassVar[bool] = True
 
-    def window(self, state: SamplerState) -> tuple[Tensor, Tensor]:
-        return state.block_start, state.length
+    def window(self, state: SamplerState) -> Tensor:
+        return state.column >= state.block_start[:, None]

@@ -89,11 +89,11 @@ class Adapter:
             )
         return result
 
-    def window(self, tokens: Tensor, columns: Tensor, window: Window) -> Tensor:
-        """Hidden states [B, n, D] of tokens [B, n] at `columns` [B, n], attending as `window` says."""
+    def window(self, tokens: Tensor, window: Window) -> Tensor:
+        """Hidden states [b, n, D] of tokens [b, n] at the window's columns, attending as it says."""
         assert self._trunk is not None
         name = self.spec.position_ids or "position_ids"
-        output = self._trunk(tokens, **{name: columns, "dlm_window": window})
+        output = self._trunk(tokens, **{name: window.columns, "dlm_window": window})
         return output if isinstance(output, Tensor) else output.last_hidden_state
 
     def _block_mask(self, tokens: Tensor, valid: Tensor | None) -> Tensor:

@@ -119,6 +119,6 @@ DREAM: dict[str, Any] = {
     "logit_shift": 1,
     "attention_mask": "4d_bool",
     "full_attention_mask": "full",
-    "position_ids": "tok_idx",
+    "position_ids": "position_ids",
 }
 """Contract of Dream and DiffuCoder."""

@@ -51,10 +51,10 @@ def dream_generate(
         attention_mask = attention_mask.bool()
         call: dict[str, Any] = {
             "attention_mask": attention_mask[:, None, :, None] & attention_mask[:, None, None, :],
-            "tok_idx": position_ids,
+            "position_ids": position_ids,
         }
     else:
-        call = {"attention_mask": "full", "tok_idx": None}
+        call = {"attention_mask": "full", "position_ids": None}
     t = torch.linspace(1, eps, steps + 1)
     for i in range(steps):
         last = i == steps - 1

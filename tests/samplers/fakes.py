@@ -24,7 +24,7 @@ class TableModel:
         self.calls = 0
         self.rows_seen = 0
 
-    def __call__(self, tokens, attention_mask=None, tok_idx=None):
+    def __call__(self, tokens, attention_mask=None, position_ids=None):
         self.calls += 1
         self.rows_seen += tokens.shape[0]
         if attention_mask is None or isinstance(attention_mask, str):
@@ -72,7 +72,7 @@ class FirmModel(SpikeModel):
 
     changes_mind_after = None
 
-    def __call__(self, tokens, attention_mask=None, tok_idx=None):
+    def __call__(self, tokens, attention_mask=None, position_ids=None):
         committed = (tokens != self.mask).sum(1, keepdim=True)
         mood = 0 if self.changes_mind_after is None else committed // self.changes_mind_after
         place = torch.arange(tokens.shape[1])
@@ -91,7 +91,7 @@ class MoodyModel(FirmModel):
 class FickleModel(FirmModel):
     """Keeps its favourite token for each position, and is sure of it now more, now less: only the order wavers."""
 
-    def __call__(self, tokens, attention_mask=None, tok_idx=None):
+    def __call__(self, tokens, attention_mask=None, position_ids=None):
         logits = super().__call__(tokens).logits
         committed = (tokens != self.mask).sum(1, keepdim=True)
         place = torch.arange(tokens.shape[1])

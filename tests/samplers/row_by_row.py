@@ -24,7 +24,7 @@ class Drifting(SpikeModel):
         super().__init__(seed, vocab=VOCAB, **kwargs)
         self.drift = drift
 
-    def __call__(self, tokens, attention_mask=None, tok_idx=None):
+    def __call__(self, tokens, attention_mask=None, position_ids=None):
         output = super().__call__(tokens, attention_mask)
         still = self.table[torch.arange(tokens.shape[1]) * 37 % self.table.shape[0]]
         output.logits = (1 - self.drift) * still + self.drift * output.logits

@@ -167,12 +167,36 @@ def test_a_row_has_the_same_tokens_in_any_batch(policy, cache):
         assert alone.nfe[0] == whole.nfe[row]
 
 
-def test_shifted_outputs_keep_their_alignment_under_a_cache():
-    torch.manual_seed(0)
-    model = DreamStyleModel(DreamStyleConfig(**SHAPE)).eval()
+def dream(seed=0):
+    torch.manual_seed(seed)
+    return DreamStyleModel(DreamStyleConfig(**SHAPE)).eval()
+
+
+class Everything(PrefixCache):
+    """Computes every column in every forward: exact, whatever the alignment."""
+
+    def window(self, state):
+        return state.valid
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_shifted_outputs_keep_their_alignment_under_a_cache(policy):
+    model = dream()
     spec = ModelSpec.of(model, **DreamSampler.contract, hidden="model", lm_head="lm_head")
-    with pytest.raises(InvalidArgumentError, match="the output before a block predicts its first token"):
-        DreamSampler(model, spec=spec, policy=Threshold(0.2), cache=DualCache())
+    settings = {"max_new_tokens": [3, 9, 14, 0, 8, 20, 5], "block_length": 4, "temperature": 0.7}
+    asked = prompts(rows=7)
+    plain = DreamSampler(model, spec=spec, policy=policy).generate(asked, **settings)
+    every = DreamSampler(model, spec=spec, policy=policy, cache=Everything()).generate(asked, **settings)
+    assert torch.equal(every.sequences, plain.sequences)
+    cached = DreamSampler(model, spec=spec, policy=policy, cache=DualCache()).generate(asked, batch_size=3, **settings)
+    for row, prompt in enumerate(asked):
+        alone = DreamSampler(model, spec=spec, policy=policy, cache=DualCache()).generate(
+            [prompt], request_ids=[row], **settings | {"max_new_tokens": settings["max_new_tokens"][row]}
+        )
+        assert torch.equal(alone.completions[0], cached.completions[row])
+    steps = cached.nfe[5] - 5  # blocks of 4 in 20 tokens, each opened by one forward over everything
+    if policy == POLICIES[2]:  # one token a forward
+        assert cached.positions[5] == 5 * (len(asked[5]) + 20) + steps * (4 + 1), "the block and the column before it"
 
 
 def test_the_model_is_left_as_it_was_even_after_an_error():

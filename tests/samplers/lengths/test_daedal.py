@@ -33,8 +33,8 @@ class Ending(SpikeModel):
         self.sure, self.never = sure, never
         self.table[::5] *= 0.02  # hardly any preference: at a loss
 
-    def __call__(self, tokens, attention_mask=None, tok_idx=None):
-        output = super().__call__(tokens, attention_mask, tok_idx)
+    def __call__(self, tokens, attention_mask=None, position_ids=None):
+        output = super().__call__(tokens, attention_mask, position_ids)
         end = tokens[:, :1] * 5 % 29 + 6
         beyond = (torch.arange(tokens.shape[1]) - end).clamp(min=0)
         if self.never:

@@ -86,8 +86,8 @@ RULES = [
 class Settling(SpikeModel):
     """A table model whose winners depend on the place alone in most cases, so that proposals settle."""
 
-    def __call__(self, tokens, attention_mask=None, tok_idx=None):
-        output = super().__call__(tokens, attention_mask, tok_idx)
+    def __call__(self, tokens, attention_mask=None, position_ids=None):
+        output = super().__call__(tokens, attention_mask, position_ids)
         place = torch.arange(tokens.shape[1]) * 7 % (self.vocab - 1)
         output.logits[:, torch.arange(tokens.shape[1]), place] += 8.0
         return output

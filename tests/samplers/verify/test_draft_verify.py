@@ -235,7 +235,7 @@ class ShapedModel(MoodyModel):
 
     error = 1e-3
 
-    def __call__(self, tokens, attention_mask=None, tok_idx=None):
+    def __call__(self, tokens, attention_mask=None, position_ids=None):
         logits = (super().__call__(tokens).logits * 4).round() / 4
         if len(tokens) > 1:
             wiggle = torch.arange(logits.numel()).reshape(logits.shape) * 2654435761 % 1009 / 1009 - 0.5
@@ -265,7 +265,7 @@ def test_a_guard_gives_every_row_the_tokens_it_has_alone(policy):
 
 def test_nan_in_a_draft_that_the_walk_does_not_come_to_is_nobodys_concern():
     class Fragile(TableModel):
-        def __call__(self, tokens, attention_mask=None, tok_idx=None):
+        def __call__(self, tokens, attention_mask=None, position_ids=None):
             out = super().__call__(tokens)
             strange = torch.tensor([tuple(row) not in known for row in tokens.tolist()])
             out.logits[strange] = float("nan")
