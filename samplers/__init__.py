@@ -1,6 +1,6 @@
 """Drop-in samplers for diffusion language models."""
 
-from dlm_samplers.caches import BlockCache, Cache, DualCache, PrefixCache
+from dlm_samplers.caches import BlockCache, Cache, DelayedCache, DualCache, FeatureCache, PrefixCache, SuffixWindow
 from dlm_samplers.guarantees import Guarantee
 from dlm_samplers.lengths import DAEDAL, LengthRule
 from dlm_samplers.models import ModelMismatchError, ModelSpec, Probe, probe
@@ -53,6 +53,7 @@ __all__ = [
     "CappedThreshold",
     "ConfidenceDrop",
     "Credit",
+    "DelayedCache",
     "Dilated",
     "DraftVerify",
     "DreamSampler",
@@ -62,6 +63,7 @@ __all__ = [
     "EventDriven",
     "ExploreOne",
     "Factor",
+    "FeatureCache",
     "FixedQuota",
     "FrozenConfidence",
     "GenerationInterrupted",
@@ -95,6 +97,7 @@ __all__ = [
     "Spaced",
     "StableAndConfident",
     "StoppingRule",
+    "SuffixWindow",
     "Threshold",
     "TimeGrid",
     "TokenEditing",

@@ -70,7 +70,7 @@ def _setting(entry: object) -> str:
     factory = entry.default_factory  # type: ignore[attr-defined]
     name = entry.name  # type: ignore[attr-defined]
     if default is not MISSING:
-        return f"{name}={default!r}"
+        return f"{name}={default.__name__ if inspect.isfunction(default) else repr(default)}"
     return name if factory is MISSING else f"{name}={factory()}"
 
 

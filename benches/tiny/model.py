@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dlm_samplers.caches.attention import Window
+
 ROTARY_BASE = 100.0
 """The slowest of the rotary angles turns once in about 500 positions: rows here have at most 256."""
 
@@ -81,8 +83,9 @@ def rotate(x: Tensor, angles: Angles) -> Tensor:
 class Block(nn.Module):
     """Attention and MLP, each added to its input."""
 
-    def __init__(self, config: TinyConfig) -> None:
+    def __init__(self, config: TinyConfig, number: int) -> None:
         super().__init__()
+        self.number = number
         self.heads = config.heads
         self.norm1 = nn.LayerNorm(config.width)
         self.qkv = nn.Linear(config.width, 3 * config.width)
@@ -103,8 +106,12 @@ class Block(nn.Module):
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.down(F.relu(self.up(self.norm2(x))).square())
 
-    def forward(self, x: Tensor, angles: Angles, bias: Tensor | None, causal: bool) -> Tensor:
+    def forward(
+        self, x: Tensor, angles: Angles, bias: Tensor | None, causal: bool, dlm_window: Window | None = None
+    ) -> Tensor:
         query, key, value = self.project(x, angles)
+        if dlm_window is not None:
+            return self.finish(x, dlm_window.attend(self.number, query, key, value).transpose(1, 2))
         return self.finish(x, F.scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=causal))
 
 
@@ -123,7 +130,7 @@ class _Tiny(nn.Module):
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)
         self.position_embedding = nn.Embedding(config.max_length, config.width)
-        self.blocks = cast("Sequence[Block]", nn.ModuleList(Block(config) for _ in range(config.layers)))
+        self.blocks = cast("Sequence[Block]", nn.ModuleList(Block(config, i) for i in range(config.layers)))
         self.norm = nn.LayerNorm(config.width)
         self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
         half = config.width // config.heads // 2
@@ -149,20 +156,25 @@ class _Tiny(nn.Module):
             self.position_embedding.weight.copy_(0.7 * torch.cat([angle.sin(), angle.cos()], dim=1))
 
     def hidden(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        dlm_window: Window | None = None,
     ) -> Tensor:
         """Final normalised states: [B, L] int64 -> [B, L, D] float.
 
         attention_mask: [B, L] bool or integer, 1 = real; or [B, 1, L, L] bool, which keys (last) a query may look at.
         position_ids: [B, L] int64, which may repeat; default: real positions counted from 0, all of them under a mask of
             four dimensions.
+        dlm_window: the columns that these inputs are, beside which attention reads kept keys and values.
         `lm_head(hidden(...))` are the logits. States at padded positions are finite and mean nothing.
         Raises `ValueError` for a wrong rank, dtype, shape, a row that is too long, a position the model does not have.
         """
         positions, bias = self._positions_and_bias(input_ids, attention_mask, position_ids)
         x, angles = self._embed(input_ids, positions)
         for block in self.blocks:
-            x = block(x, angles, bias, self.causal and bias is None)
+            x = block(x, angles, bias, self.causal and bias is None, dlm_window=dlm_window)
         return self.norm(x)
 
     def _embed(self, ids: Tensor, positions: Tensor) -> tuple[Tensor, Angles]:
@@ -231,6 +243,7 @@ class TinyDLM(_Tiny):
 
     causal = False
     model_type: Literal["tiny-dlm"] = "tiny-dlm"
+    takes_dlm_window = True
 
 
 class TinyAR(_Tiny):

@@ -27,6 +27,7 @@ REVOKE_STREAM = 2  # which tokens are remasked
 ROUTE_STREAM = 3  # which positions jump, and where from
 STATE_STREAM = 4  # uniform noise tokens
 NORMAL_STREAM = 5  # Gaussian noise
+SUFFIX_STREAM = 6  # which masks behind the block are left out
 LARGEST_UNIFORM = 1 - 2.0**-24
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dlm_kernels import InvalidArgumentError
-from dlm_samplers.caches.attention import Window, like, window_attention
+from dlm_samplers.caches.attention import Window, window_attention
 from dlm_samplers.models.adapter import Adapter
 from dlm_samplers.parts import Part
 from dlm_samplers.remask.base import Remask
@@ -17,6 +17,9 @@ from dlm_samplers.state import SamplerState
 
 if TYPE_CHECKING:
     from dlm_samplers.sampler import Sampler
+
+
+HIDDEN = "cache.hidden"
 
 
 class Cache(Part, ABC):
@@ -62,6 +65,13 @@ class Cache(Part, ABC):
         with window_attention(sampler.adapter.model):
             pass
 
+    def check_bidirectional(self, sampler: Sampler) -> None:
+        """For caches that a block-causal model has no use for."""
+        if sampler.spec.block_length is not None:
+            raise InvalidArgumentError(
+                f"{type(self).__name__} is for bidirectional models; use BlockCache, which is exact here"
+            )
+
     @abstractmethod
     def columns(self, state: SamplerState) -> Tensor:
         """bool [B, L]: what this forward computes, at least one column a live row. Asked once a forward: it may note in the
@@ -75,12 +85,12 @@ class Cache(Part, ABC):
         """int64 [B]: how many columns go through the layers, of the columns bool [B, L]."""
         return columns.sum(-1)
 
-    def run(self, adapter: Adapter, tokens: Tensor, window: Window, work: Tensor) -> Tensor:
-        """Hidden states [b, n, D] of tokens [b, n] at the window's columns; work: int64 [b]."""
+    def run(self, adapter: Adapter, tokens: Tensor, window: Window, work: Tensor, state: SamplerState) -> Tensor:
+        """Hidden states [b, n, D] of tokens [b, n] at the window's columns; work: int64 [b]; state: of all rows."""
         return adapter.window(tokens, window)
 
     def forward(self, adapter: Adapter, state: SamplerState) -> tuple[Tensor, Tensor]:
-        """Hidden states [B, L, D], meaningful where they were computed, and int64 [B]: how many columns those are.
+        """Hidden states [B, L, D], of each column those last computed, and int64 [B]: how many columns were computed.
 
         Rows with at most half the work of the longest go in a forward of their own.
         """
@@ -92,7 +102,6 @@ class Cache(Part, ABC):
         count, work = columns.sum(-1), self.work(columns, state)
         most = work.tolist()
         short = torch.tensor([2 * n <= max(most) for n in most])
-        hidden: Tensor | None = None
         for side in (~short, short):
             if not bool(side.any()):
                 continue
@@ -103,15 +112,9 @@ class Cache(Part, ABC):
             if (block := adapter.spec.block_length) is not None:
                 seen = seen & (state.column // block <= (at // block)[:, :, None])
             window = Window(at, seen, state.position_memory, rows, len(count))
-            states = self.run(adapter, state.tokens[mine].gather(1, at), window, work[mine])
-            if hidden is None:
-                hidden = states.new_zeros(*state.tokens.shape, states.shape[-1])
-            if rows is None:
-                hidden.scatter_(1, like(at, states), states)
-            else:
-                hidden[rows[:, None], at] = states
-        assert hidden is not None
-        return hidden, work
+            states = self.run(adapter, state.tokens[mine].gather(1, at), window, work[mine], state)
+            window.keep(HIDDEN, states)
+        return state.position_memory[HIDDEN], work
 
 
 def _ascending(columns: Tensor, count: Tensor) -> Tensor:

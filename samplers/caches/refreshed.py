@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dlm_kernels import InvalidArgumentError
 from dlm_samplers.caches.base import Cache
 from dlm_samplers.state import SamplerState
 
@@ -23,9 +22,7 @@ class RefreshedCache(Cache):
 
     def check(self, sampler: Sampler) -> None:
         super().check(sampler)
-        if sampler.spec.block_length is not None:
-            name = type(self).__name__
-            raise InvalidArgumentError(f"{name} is for bidirectional models; use BlockCache, which is exact here")
+        self.check_bidirectional(sampler)
 
     def start(self, state: SamplerState) -> None:
         state.memory["cache.block_start"] = torch.full_like(state.block_start, -1)

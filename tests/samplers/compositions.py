@@ -91,8 +91,11 @@ LENGTHS = {
 }
 CACHES = {
     s.BlockCache: st.builds(s.BlockCache),
+    s.DelayedCache: st.builds(s.DelayedCache),
     s.DualCache: st.builds(s.DualCache),
+    s.FeatureCache: st.builds(s.FeatureCache),
     s.PrefixCache: st.builds(s.PrefixCache),
+    s.SuffixWindow: st.builds(s.SuffixWindow),
 }
 """They need a transformer: `caches/test_caches.py` has their properties."""
 

@@ -1,5 +1,7 @@
 """Caches against plain loops that keep keys and values by hand, and against no cache where they are exact."""
 
+import math
+
 import pytest
 import torch
 
@@ -13,20 +15,26 @@ from dlm_benches.architectures import (  # noqa: E402
     SDARStyleConfig,
     SDARStyleModel,
 )
-from dlm_kernels import InvalidArgumentError  # noqa: E402
+from dlm_benches.architectures.model import rotate  # noqa: E402
+from dlm_kernels import InvalidArgumentError, keyed_uniform  # noqa: E402
+from dlm_kernels.reference.philox import SUFFIX_STREAM  # noqa: E402
 from dlm_samplers import (  # noqa: E402
     AncestralUnmask,
     BlockCache,
     Credit,
+    DelayedCache,
     DreamSampler,
     DualCache,
     EndOfText,
+    FeatureCache,
     FixedQuota,
     KLStable,
     LLaDASampler,
     ModelSpec,
     PrefixCache,
     Spaced,
+    StableAndConfident,
+    SuffixWindow,
     Threshold,
 )
 
@@ -64,45 +72,105 @@ def prompts(rows=6, seed=1):
     return [torch.randint(MASK, (n,), generator=generator) for n in lengths]
 
 
-def attend_by_hand(model, tokens, columns, kept):
-    """Logits [n, V] of one row's columns; kept: per layer [keys, values] of the whole canvas, replaced at the columns."""
-    from dlm_benches.architectures.model import rotate
-
-    config, trunk = model.config, model.model
+def layer_by_hand(model, number, x, columns, kept, seen):
+    """A layer's output [n, D] for inputs [n, D] at some columns of one row; kept: [keys, values] of the whole canvas,
+    replaced at the columns; seen: the columns attended to."""
+    config, layer = model.config, model.model.layers[number]
     half = torch.arange(0, config.head_dim, 2).float() / config.head_dim
     angle = columns[:, None].float() / config.rope_theta**half
-    cosine, sine = angle.cos()[None, None], angle.sin()[None, None]
-    x = trunk.embed_tokens(tokens[columns])[None]
-    for number, layer in enumerate(trunk.layers):
-        normed = layer.input_layernorm(x)
-        split = [
-            project(normed).view(1, len(columns), -1, config.head_dim).transpose(1, 2)
-            for project in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
-        ]
-        query, key = rotate(split[0], cosine, sine), rotate(split[1], cosine, sine)
-        kept[number][0][:, :, columns] = key
-        kept[number][1][:, :, columns] = split[2]
-        scores = query @ kept[number][0].transpose(-1, -2) * config.head_dim**-0.5
-        out = (scores.softmax(-1) @ kept[number][1]).transpose(1, 2).reshape(1, len(columns), -1)
-        x = x + layer.self_attn.o_proj(out)
-        x = x + layer.mlp(layer.post_attention_layernorm(x))
-    return model.lm_head(trunk.norm(x))[0]
+    normed = layer.input_layernorm(x)[None]
+    query, key, value = (
+        project(normed).view(1, len(columns), -1, config.head_dim).transpose(1, 2)
+        for project in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
+    )
+    kept[0][:, :, columns] = rotate(key, angle.cos(), angle.sin())
+    kept[1][:, :, columns] = value
+    scores = rotate(query, angle.cos(), angle.sin()) @ kept[0][:, :, seen].transpose(-1, -2) * config.head_dim**-0.5
+    x = x + layer.self_attn.o_proj((scores.softmax(-1) @ kept[1][:, :, seen]).transpose(1, 2).reshape(len(columns), -1))
+    return x + layer.mlp(layer.post_attention_layernorm(x))
+
+
+def attend_by_hand(model, tokens, columns, kept, seen):
+    """Logits [n, V] of one row's columns; kept: per layer [keys, values] of the whole canvas, replaced at the columns."""
+    x = model.model.embed_tokens(tokens[columns])
+    for number in range(len(kept)):
+        x = layer_by_hand(model, number, x, columns, kept[number], seen)
+    return model.lm_head(model.model.norm(x))
+
+
+def features_by_hand(model, tokens, columns, kept, seen, memory, share, changed, block):
+    """Logits of the columns where layers compute only the `share` of them whose values differ most, the first all `changed`;
+    memory: per layer the change [L, D] that it made to each column. share None: all of them."""
+    x = model.model.embed_tokens(tokens[columns])
+    for number, layer in enumerate(model.model.layers):
+        some = torch.arange(len(columns))
+        if share is not None:
+            value = layer.self_attn.v_proj(layer.input_layernorm(x))
+            before = kept[number][1][0, :, columns].transpose(0, 1).flatten(1)
+            alike = torch.cosine_similarity(value, before, dim=-1)
+            is_open = [bool(tokens[c] == MASK) and c in block for c in columns.tolist()]
+            equal = [2 - is_open[i] if a > 1 - 1e-5 else a for i, a in enumerate(alike.tolist())]
+            order = sorted(range(len(columns)), key=lambda i: equal[i])
+            some = torch.tensor(order[: max(share, changed) if number == 0 else share])
+        after = x + memory[number][columns]
+        after[some] = layer_by_hand(model, number, x[some], columns[some], kept[number], seen)
+        memory[number][columns[some]] = after[some] - x[some]
+        x = after
+    return model.lm_head(model.model.norm(x))
+
+
+def left_by_hand(rule, prompt, length, start, end, seed, request):
+    """bool [L]: what DPad's suffix dropout leaves of one row's canvas for a block."""
+    left = torch.ones(length, dtype=torch.bool)
+    for column in range(end, length):
+        distance = column - end
+        x = rule.k_sigma * distance / max(rule.window, 1)
+        chance = rule.scale * math.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+        keys = torch.tensor([[seed]]), torch.tensor([[(request << 32) | column]]), torch.tensor([[start]])
+        left[column] = distance < rule.window and float(keyed_uniform(*keys, stream=SUFFIX_STREAM)) < chance
+    return left
 
 
 @torch.no_grad()
-def threshold_by_hand(model, prompt, new, block, tau, kind):
-    """Fast-dLLM's loop for one row. Returns the canvas, the forwards and the columns computed."""
+def threshold_by_hand(model, prompt, new, block, tau, rule, request=0):
+    """A threshold sampler's loop for one row, the cache by hand. Returns the canvas, the forwards and the columns computed."""
     length = len(prompt) + new
     tokens = torch.cat([prompt, torch.full((new,), MASK)])
     forwards = computed = 0
+    shape = (1, model.config.num_key_value_heads, length, model.config.head_dim)
+    kept = [[torch.zeros(shape), torch.zeros(shape)] for _ in model.model.layers]
+    memory = [torch.zeros(length, model.config.hidden_size) for _ in kept]
+    before = torch.full((length,), -1)
+    everything = torch.arange(length)
     for start in range(len(prompt), length, block):
         end = min(start + block, length)
-        shape = (1, model.config.num_key_value_heads, length, model.config.head_dim)
-        kept = [[torch.zeros(shape), torch.zeros(shape)] for _ in model.model.layers]
-        columns = torch.arange(length)
+        inner = rule.inner if isinstance(rule, SuffixWindow) else rule
+        left = torch.ones(length, dtype=torch.bool)
+        if isinstance(rule, SuffixWindow):
+            left = left_by_hand(rule, prompt, length, start, end, 0, request)
+        opening = True
         while (tokens[start:end] == MASK).any():
+            wanted = torch.ones(length, dtype=torch.bool)
+            if isinstance(inner, PrefixCache) and not opening:
+                wanted = everything >= start
+            elif isinstance(inner, DualCache) and not opening:
+                wanted = (everything >= start) & (everything < end)
+            elif isinstance(inner, DelayedCache) and forwards % inner.refresh:
+                wanted = (tokens == MASK) | (tokens != before)
+            elif isinstance(inner, FeatureCache) and forwards % inner.prompt_interval:
+                wanted = everything >= len(prompt)
+            columns = (wanted & left).nonzero()[:, 0]
+            share, changed = None, int((tokens != before)[columns].sum())
+            if isinstance(inner, FeatureCache) and forwards % inner.prompt_interval and forwards % inner.gen_interval:
+                share = max(int(len(columns) * inner.ratio), 1)
             logits = torch.full((length, V), -torch.inf)
-            logits[columns] = attend_by_hand(model, tokens, columns, kept)
+            if isinstance(inner, FeatureCache):
+                logits[columns] = features_by_hand(
+                    model, tokens, columns, kept, left, memory, share, changed, range(end)
+                )
+            else:
+                logits[columns] = attend_by_hand(model, tokens, columns, kept, left)
+            before, opening = tokens.clone(), False
             logits[:, MASK] = -torch.inf
             confidence, proposal = logits[start:end].softmax(-1).max(-1)
             masked = tokens[start:end] == MASK
@@ -110,13 +178,24 @@ def threshold_by_hand(model, prompt, new, block, tau, kind):
             chosen = (confidence >= tau) & masked
             chosen[confidence.argmax()] = True
             tokens[start:end] = torch.where(chosen, proposal, tokens[start:end])
-            forwards, computed = forwards + 1, computed + len(columns)
-            columns = torch.arange(start, length if kind == "prefix" else end)
+            forwards, computed = forwards + 1, computed + (len(columns) if share is None else share)
     return tokens, forwards, computed
 
 
-@pytest.mark.parametrize(("kind", "cache"), [("prefix", PrefixCache()), ("dual", DualCache())])
-def test_kept_keys_and_values_are_those_of_the_published_loop(kind, cache):
+APPROXIMATE = [
+    PrefixCache(),
+    DualCache(),
+    DelayedCache(refresh=3),
+    SuffixWindow(window=12),
+    SuffixWindow(window=9, inner=PrefixCache()),
+    SuffixWindow(window=9, inner=DualCache()),
+    FeatureCache(prompt_interval=6, gen_interval=3),
+    FeatureCache(prompt_interval=100, gen_interval=4, ratio=0.5),
+]
+
+
+@pytest.mark.parametrize("cache", APPROXIMATE, ids=str)
+def test_kept_keys_and_values_are_those_of_a_plain_loop(cache):
     differ = 0
     for seed in range(5):
         model = llada(seed)
@@ -128,10 +207,25 @@ def test_kept_keys_and_values_are_those_of_the_published_loop(kind, cache):
         plain = LLaDASampler(model, policy=Threshold(0.15), spec=spec_of(model)).generate(asked, **settings)
         differ += int((plain.sequences != out.sequences).sum())
         for row, (prompt, new) in enumerate(zip(asked, budgets, strict=True)):
-            tokens, forwards, computed = threshold_by_hand(model, prompt, new, 8, 0.15, kind)
+            tokens, forwards, computed = threshold_by_hand(model, prompt, new, 8, 0.15, cache, row)
             assert torch.equal(out.sequences[row, : len(tokens)], tokens)
             assert (out.nfe[row], out.positions[row]) == (forwards, computed)
     assert differ > 0, "the cache approximates nothing here, so the test shows nothing"
+
+
+@pytest.mark.parametrize(
+    "cache",
+    [DelayedCache(refresh=1), SuffixWindow(window=100, scale=100.0), FeatureCache(prompt_interval=1)],
+    ids=str,
+)
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_at_its_limit_a_cache_changes_nothing(policy, cache):
+    model = llada()
+    settings = {"max_new_tokens": [3, 9, 14, 0, 8, 20, 5], "temperature": 0.8, "block_length": 6, "batch_size": 3}
+    plain = LLaDASampler(model, policy=policy, spec=spec_of(model)).generate(prompts(rows=7), **settings)
+    cached = LLaDASampler(model, policy=policy, spec=spec_of(model), cache=cache).generate(prompts(rows=7), **settings)
+    assert torch.equal(cached.sequences, plain.sequences)
+    assert torch.equal(cached.nfe, plain.nfe)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -151,7 +245,7 @@ def test_a_block_cache_changes_nothing_in_a_block_causal_model(policy, temperatu
         assert cached.positions.sum() < plain.positions.sum() / 2
 
 
-@pytest.mark.parametrize("cache", [PrefixCache(), DualCache()], ids=str)
+@pytest.mark.parametrize("cache", APPROXIMATE, ids=str)
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_a_row_has_the_same_tokens_in_any_batch(policy, cache):
     model = llada()
@@ -199,10 +293,12 @@ def test_shifted_outputs_keep_their_alignment_under_a_cache(policy):
         assert cached.positions[5] == 5 * (len(asked[5]) + 20) + steps * (4 + 1), "the block and the column before it"
 
 
-def test_the_model_is_left_as_it_was_even_after_an_error():
+@pytest.mark.parametrize("cache", [PrefixCache(), FeatureCache()], ids=str)
+def test_the_model_is_left_as_it_was_even_after_an_error(cache):
     model = llada()
+    attributes = [sorted(vars(module)) for module in model.modules()]
     before = model.config._attn_implementation
-    sampler = LLaDASampler(model, policy=Threshold(0.3), cache=PrefixCache(), spec=spec_of(model))
+    sampler = LLaDASampler(model, policy=Threshold(0.3), cache=cache, spec=spec_of(model))
     plain = model(torch.arange(9)[None]).logits
     sampler.generate(prompts(), max_new_tokens=4)
     assert model.config._attn_implementation == before
@@ -214,6 +310,7 @@ def test_the_model_is_left_as_it_was_even_after_an_error():
         sampler.generate(prompts(), max_new_tokens=4, callback_on_step_end=stop)
     assert model.config._attn_implementation == before
     assert torch.equal(model(torch.arange(9)[None]).logits, plain)
+    assert [sorted(vars(module)) for module in model.modules()] == attributes
 
 
 def test_what_a_cache_cannot_do_is_said_at_construction():
@@ -234,6 +331,23 @@ def test_what_a_cache_cannot_do_is_said_at_construction():
         sampler.generate(prompts(), cfg_scale=1.0)
     with pytest.raises(InvalidArgumentError, match="block_length must be 4, the block of the model's attention; got 8"):
         LLaDASampler(sdar(), spec=spec_of(model, block_length=4)).generate(prompts(), block_length=8)
+
+    for build, message in (
+        (lambda: DelayedCache(0), "refresh must be an int >= 1, got 0"),
+        (lambda: SuffixWindow(window=-1), "window must be an int >= 0, got -1"),
+        (lambda: SuffixWindow(scale=0.0), "scale must be above 0"),
+        (lambda: SuffixWindow(inner=SuffixWindow()), "inner must be another cache or None"),
+        (lambda: FeatureCache(gen_interval=0), "gen_interval must be an int >= 1, got 0"),
+        (lambda: FeatureCache(ratio=0.0), r"ratio must be in \(0, 1\], got 0.0"),
+        (lambda: LLaDASampler(model, cache=FeatureCache(layers="x"), spec=spec_of(model)), "layers = 'x' is no list"),
+        (lambda: LLaDASampler(sdar(), cache=DelayedCache(), spec=spec_of(model, block_length=4)), "use BlockCache"),
+        (
+            lambda: LLaDASampler(model, cache=SuffixWindow(), stopping=[StableAndConfident()], spec=spec_of(model)),
+            "SuffixWindow computes a part of what follows the block alone",
+        ),
+    ):
+        with pytest.raises(InvalidArgumentError, match=message):
+            build()
 
     class Foreign(torch.nn.Module):
         def __init__(self):
