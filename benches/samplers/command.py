@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from dlm_benches.environment import environment, write_json
+from dlm_benches.samplers import caches as cache_suite
 from dlm_benches.samplers import drafts as draft_suite
 from dlm_benches.samplers import events as event_suite
 from dlm_benches.samplers import oracle as oracle_suite
@@ -34,6 +35,7 @@ class Suite(str, Enum):
     events = "events"
     ragged = "ragged"
     oracle = "oracle"
+    caches = "caches"
 
 
 def samplers(
@@ -41,10 +43,10 @@ def samplers(
         Suite,
         typer.Option(
             help="policies: every policy on every task. drafts: draft and verify. events: exact ancestral sampling. "
-            "ragged: a batch that refills. oracle: sampler error without a network."
+            "ragged: a batch that refills. oracle: sampler error without a network. caches: what they save and change."
         ),
     ] = Suite.policies,
-    items: Annotated[int, typer.Option(min=1, help="Questions a task (policies, drafts).")] = 1000,
+    items: Annotated[int, typer.Option(min=1, help="Questions a task (policies, drafts, caches).")] = 1000,
     task: Annotated[list[str] | None, typer.Option(help="Only these tasks; may be repeated.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Write the picture of --suite oracle here.")] = None,
@@ -66,6 +68,8 @@ def samplers(
         elif suite is Suite.drafts:
             document = _with_progress(console, draft_suite, items, tasks)
             console.print(draft_suite.table_of(document["overall"]))
+        elif suite is Suite.caches:
+            document = _with_progress(console, cache_suite, items, tasks)
         elif suite is Suite.events:
             document = {"suite": "events", **event_suite.measure()}
             event_suite.show(document, console)

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dlm_benches.cli import app
-from dlm_benches.samplers import oracle, policies, ragged
+from dlm_benches.samplers import caches, oracle, policies, ragged
 from dlm_benches.tiny.load import load
 from dlm_samplers import FixedQuota
 
@@ -78,3 +78,24 @@ def test_bad_options_are_named():
     assert "chess" in result.output
     result = CliRunner().invoke(app, ["samplers", "--picture", "x.png"])
     assert result.exit_code == 2
+
+
+def test_caches_are_compared_with_no_cache():
+    (found,) = caches.quality(load("reasoning"), 6, ["sudoku"], lambda: None)
+    rows = {row["cache"]: row for row in found["caches"]}
+    none = rows.pop("none")
+    assert none["answers_that_differ"] == none["tokens_that_differ"] == 0
+    assert abs(none["confidence_bias"]) < 1e-5, "without a cache the confidence is the model's own"
+    assert none["confidence_bias_p1_p99"] == pytest.approx([0, 0], abs=1e-4)
+    assert all(row["columns"] < none["columns"] for row in rows.values())
+    assert max(row["confidence_bias_p1_p99"][1] for row in rows.values()) > 1e-3
+    assert caches.share_that_differs([[1, 2, 3], [4]], [[1, 9], [4]]) == pytest.approx(2 / 4)
+
+
+def test_caches_are_timed_on_a_model_of_their_own():
+    document = caches.speed(rounds=1, prompt=24, new=16)
+    rows = {row["cache"]: row for row in document["caches"]}
+    assert rows["none"]["columns"] == rows["none"]["forwards"] * 40
+    assert rows["none"]["times_faster"] == [1.0, 1.0, 1.0]
+    assert rows["PrefixCache()"]["columns"] < rows["none"]["columns"]
+    caches.table_of_speed(document)
