@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from dlm_benches.demo.show import verdict_lines
+from dlm_benches.samplers.oracle import plot
 
 COLOURS = {
     "published": "#444444",
@@ -69,8 +70,13 @@ def frontier(document: dict[str, Any]) -> bytes:
 def write_html(document: dict[str, Any], frames: dict[str, list[str]], path: Path) -> None:
     """Renders the page; `frames` holds the canvases of one answered question per task."""
     pages = Environment(loader=PackageLoader("dlm_benches", "templates"), autoescape=select_autoescape(default=True))
-    picture = base64.b64encode(frontier(document)).decode()
+    oracle = io.BytesIO()
+    plot(document["oracle"], oracle)
+    pictures = {
+        name: base64.b64encode(png).decode()
+        for name, png in (("frontier", frontier(document)), ("oracle", oracle.getvalue()))
+    }
     html = pages.get_template("demo.html.j2").render(
-        document=document, verdict=verdict_lines(document), frames=frames, picture=picture
+        document=document, verdict=verdict_lines(document), frames=frames, pictures=pictures
     )
     path.write_text(html, encoding="utf-8")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +14,16 @@ from dlm_benches.demo import measure as ms
 from dlm_benches.demo.methods import all_methods
 from dlm_benches.demo.report import write_html
 from dlm_benches.demo.show import task_table, verdict_lines, watch
-from dlm_benches.environment import environment
+from dlm_benches.environment import environment, write_json
+from dlm_benches.samplers.oracle import transition_errors
 from dlm_benches.tiny.load import load, read_recipe
 from dlm_benches.tiny.model import TinyAR, TinyDLM
 from dlm_benches.tiny.tasks import TASKS
 from dlm_samplers import Threshold
 
 LATENCY_ITEMS = 5
+ORACLE_ROWS = 400
+"""Chains a sampler, for its error against a model whose every posterior is known."""
 TABLE_WIDTH = 120
 
 
@@ -62,12 +63,13 @@ def run_demo(n: int, out_dir: Path, tasks: list[str] | None = None, console: Con
             )
             console.print(task_table(results[-1].summary()))
 
+        progress.update(bar, description="oracle")
+        errors = transition_errors(ORACLE_ROWS)
+
     models = {name: read_recipe(name) for name in ("reasoning", "reasoning-ar")}
     models["reasoning"]["parameters"] = sum(p.numel() for p in dlm.parameters())
-    document = ms.document(results, methods, environment(), models)
-    partial = out_dir / "demo.json.partial"
-    partial.write_text(json.dumps(document, indent=1))
-    os.replace(partial, out_dir / "demo.json")
+    document = {**ms.document(results, methods, environment(), models), "oracle": errors}
+    write_json(out_dir / "demo.json", document)
     write_html(document, frames, out_dir / "report.html")
     for line in verdict_lines(document):
         console.print(line, highlight=False)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from rich.table import Table
@@ -163,8 +163,8 @@ def table_of(errors: list[dict[str, Any]]) -> Table:
     return table
 
 
-def plot(errors: list[dict[str, Any]], path: Path) -> None:
-    """Total variation over forwards, a line per family, the error of exact chains as the floor."""
+def plot(errors: list[dict[str, Any]], path: Path | BinaryIO) -> None:
+    """PNG: total variation over forwards, a line per family, the error of exact chains as the floor."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -186,7 +186,7 @@ def plot(errors: list[dict[str, Any]], path: Path) -> None:
     axis.set(xscale="log", yscale="log", xlabel="forwards a row", ylabel="total variation of neighbours' pairs")
     axis.legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, format="png", dpi=130)
     plt.close(figure)
 
 

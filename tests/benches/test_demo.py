@@ -31,7 +31,7 @@ def test_demo_writes_its_files(tmp_path):
     copy = document["tasks"][0]["methods"]
     assert copy["ours, 1 a forward"]["accuracy"] >= 0.9
     html = (tmp_path / "report.html").read_text()
-    assert "data:image/png;base64," in html
+    assert html.count("data:image/png;base64,") == 2, "the frontier and the error of the samplers alone"
     assert 'src="http' not in html, "self-contained"
     assert "parallel decoding curse" in html
 
