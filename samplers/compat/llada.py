@@ -53,20 +53,7 @@ def generate(
     - Padding must be on the left (upstream takes it on the right and continues after it); a row is computed without its
       padding, at columns 0, 1, ..., which is the same for rotary positions.
     """
-    if remasking not in ("low_confidence", "random"):
-        raise NotImplementedError(remasking)
-    if gen_length and (gen_length % block_length or steps % (gen_length // block_length)):
-        raise InvalidArgumentError(
-            f"block_length must divide gen_length and the number of blocks must divide steps; got gen_length={gen_length}, "
-            f"block_length={block_length}, steps={steps}"
-        )
-    given = torch.ones_like(prompt, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-    if prompt.shape[1] and not bool(given[:, -1].all()):
-        raise InvalidArgumentError("attention_mask: pad the prompts on the left")
-    if bool(((prompt == mask_id) & given).any()):
-        raise InvalidArgumentError(
-            "prompt holds mask tokens; use LLaDASampler(...).generate(editable=...) to fill blanks"
-        )
+    check_call(prompt, attention_mask, steps, gen_length, block_length, remasking, mask_id)
     deferred = (EOS_ID, EOT_ID) if confidence_eos_eot_inf else ()
     sampler = _Published(
         model,
@@ -87,6 +74,32 @@ def generate(
     result = output.sequences
     result[:, : prompt.shape[1]] = prompt  # the caller's padding tokens
     return result
+
+
+def check_call(
+    prompt: Tensor,
+    attention_mask: Tensor | None,
+    steps: int,
+    gen_length: int,
+    block_length: int,
+    remasking: str,
+    mask_id: int,
+) -> None:
+    """Raises NotImplementedError for another `remasking`, as upstream, and InvalidArgumentError for what cannot be met."""
+    if remasking not in ("low_confidence", "random"):
+        raise NotImplementedError(remasking)
+    if gen_length and (gen_length % block_length or steps % (gen_length // block_length)):
+        raise InvalidArgumentError(
+            f"block_length must divide gen_length and the number of blocks must divide steps; got gen_length={gen_length}, "
+            f"block_length={block_length}, steps={steps}"
+        )
+    given = torch.ones_like(prompt, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    if prompt.shape[1] and not bool(given[:, -1].all()):
+        raise InvalidArgumentError("attention_mask: pad the prompts on the left")
+    if bool(((prompt == mask_id) & given).any()):
+        raise InvalidArgumentError(
+            "prompt holds mask tokens; use LLaDASampler(...).generate(editable=...) to fill blanks"
+        )
 
 
 class _Published(LLaDASampler):

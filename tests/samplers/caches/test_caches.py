@@ -37,6 +37,8 @@ from dlm_samplers import (  # noqa: E402
     SuffixWindow,
     Threshold,
 )
+from dlm_samplers.compat import dkv_cache  # noqa: E402
+from dlm_samplers.compat import llada as llada_swap  # noqa: E402
 
 V, MASK, EOS = 41, 40, 3
 SHAPE = {
@@ -356,3 +358,26 @@ def test_what_a_cache_cannot_do_is_said_at_construction():
 
     with pytest.raises(InvalidArgumentError, match="does not attend through transformers' attention interface"):
         LLaDASampler(Foreign(), cache=PrefixCache(), spec=spec_of(model))
+
+
+def test_the_swap_for_dkv_cache_is_llada_with_a_delayed_cache():
+    model = llada()
+    torch.manual_seed(1)
+    prompt = torch.randint(MASK, (3, 6))
+    settings = {"steps": 6, "gen_length": 12, "block_length": 6, "mask_id": MASK}
+    plain = llada_swap.generate(model, prompt, **settings)
+    assert torch.equal(dkv_cache.generate(model, None, prompt, **settings), plain)
+    reloaded = dkv_cache.generate(model, None, prompt, enable_cache=True, cache_reloading_step=1, **settings)
+    assert torch.equal(reloaded, plain), "nothing is kept from one forward to the next"
+    cached = dkv_cache.generate(model, None, prompt, enable_cache=True, cache_reloading_step=4, **settings)
+    sampler = LLaDASampler(
+        model, cache=DelayedCache(4), spec=ModelSpec(mask_id=MASK, hidden="model", lm_head="lm_head")
+    )
+    expected = sampler.generate(prompt, max_new_tokens=12, block_length=6, steps=6)
+    assert torch.equal(cached, expected.sequences)
+    assert expected.positions.sum() < 3 * 6 * 18
+    with pytest.raises(InvalidArgumentError, match="cfg_scale must be 0 with enable_cache=True"):
+        dkv_cache.generate(model, None, prompt, enable_cache=True, cfg_scale=1.0, **settings)
+    with pytest.raises(InvalidArgumentError, match="pad the prompts on the left"):
+        mask = torch.tensor([[1, 1, 1, 1, 1, 0]] * 3)
+        dkv_cache.generate(model, None, prompt, enable_cache=True, attention_mask=mask, **settings)

@@ -1,0 +1,84 @@
+"""`generate` of dKV-Cache for LLaDA (horseee/dKV-Cache): change the import, keep the call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from dlm_kernels import InvalidArgumentError
+from dlm_samplers.caches import DelayedCache
+from dlm_samplers.compat import llada
+from dlm_samplers.models import ModelSpec
+from dlm_samplers.policies import FixedQuota
+from dlm_samplers.sampler import LLaDASampler
+
+
+def generate(
+    model: Callable[..., Any],
+    tokenizer: Any,
+    prompt: Tensor,
+    steps: int = 128,
+    gen_length: int = 128,
+    block_length: int = 128,
+    temperature: float = 0.0,
+    cfg_scale: float = 0.0,
+    remasking: str = "low_confidence",
+    mask_id: int = 126336,
+    enable_cache: bool = False,
+    cache_reloading_step: int = 1,
+    *,
+    attention_mask: Tensor | None = None,
+    spec: ModelSpec | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """Drop-in for dKV-Cache's `generate`: int64 [B, P] -> int64 [B, P + gen_length] (dKV-Cache, arXiv:2505.15781).
+
+    Without `enable_cache` it is `compat.llada.generate`. With it, `DelayedCache(refresh=cache_reloading_step)`: the model has
+    to attend through transformers' attention interface.
+
+    tokenizer: not used, as upstream.
+    attention_mask, spec, seed: of this library. spec: where the hidden states and the head are; default: `model` and `lm_head`.
+
+    Differences from upstream: rows may be padded on the left and may commit different positions (upstream's `view(B, -1)` needs
+    equally many cached ones); cfg_scale with a cache raises InvalidArgumentError (upstream: NotImplementedError); the mask
+    token is never generated under a cache; the LM head runs on the block's open positions alone.
+    """
+    if not enable_cache:
+        return llada.generate(
+            model,
+            prompt,
+            attention_mask,
+            steps,
+            gen_length,
+            block_length,
+            temperature,
+            cfg_scale,
+            remasking,
+            mask_id,
+            seed=seed,
+        )
+    llada.check_call(prompt, attention_mask, steps, gen_length, block_length, remasking, mask_id)
+    if cfg_scale:
+        raise InvalidArgumentError(f"cfg_scale must be 0 with enable_cache=True, got {cfg_scale}")
+    if spec is None:
+        spec = ModelSpec(mask_id=mask_id, hidden="model", lm_head="lm_head")
+    sampler = LLaDASampler(
+        model,
+        spec=spec,
+        policy=FixedQuota("confidence" if remasking == "low_confidence" else "random"),
+        cache=DelayedCache(cache_reloading_step),
+    )
+    output = sampler.generate(
+        prompt,
+        attention_mask=attention_mask,
+        max_new_tokens=gen_length,
+        block_length=block_length,
+        steps=steps,
+        temperature=temperature,
+        seed=seed,
+    )
+    result = output.sequences
+    result[:, : prompt.shape[1]] = prompt  # the caller's padding tokens
+    return result
