@@ -378,6 +378,6 @@ def test_the_swap_for_dkv_cache_is_llada_with_a_delayed_cache():
     assert expected.positions.sum() < 3 * 6 * 18
     with pytest.raises(InvalidArgumentError, match="cfg_scale must be 0 with enable_cache=True"):
         dkv_cache.generate(model, None, prompt, enable_cache=True, cfg_scale=1.0, **settings)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 0]] * 3)
     with pytest.raises(InvalidArgumentError, match="pad the prompts on the left"):
-        mask = torch.tensor([[1, 1, 1, 1, 1, 0]] * 3)
         dkv_cache.generate(model, None, prompt, enable_cache=True, attention_mask=mask, **settings)
