@@ -1,0 +1,149 @@
+"""The three samplers of Fast-dLLM for LLaDA (NVlabs/Fast-dLLM, llada/generate.py): change the import, keep the call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from dlm_kernels import InvalidArgumentError
+from dlm_samplers.caches import Cache, DualCache, PrefixCache
+from dlm_samplers.compat.llada import check_call
+from dlm_samplers.models import ModelSpec
+from dlm_samplers.policies import Factor, FixedQuota, Policy, Threshold
+from dlm_samplers.sampler import LLaDASampler, Sampler
+from dlm_samplers.state import SamplerState
+
+
+def generate(
+    model: Callable[..., Any],
+    prompt: Tensor,
+    steps: int = 128,
+    gen_length: int = 128,
+    block_length: int = 128,
+    temperature: float = 0.0,
+    remasking: str = "low_confidence",
+    mask_id: int = 126336,
+    threshold: float | None = None,
+    factor: float | None = None,
+    step_callback: Callable[[int], None] | None = None,
+    *,
+    attention_mask: Tensor | None = None,
+    spec: ModelSpec | None = None,
+    seed: int = 0,
+) -> tuple[Tensor, int]:
+    """Drop-in for Fast-dLLM's `generate`: int64 [B, P] -> (int64 [B, P + gen_length], forwards) (arXiv:2505.22618).
+
+    threshold: commit every position at least this confident; factor, which goes before it: the factor rule; neither: `steps`.
+    attention_mask, spec, seed: of this library.
+
+    At temperature 0 the tokens of a row are those of the published code given the same fp32 logits, up to ties in confidence,
+    which go to the lowest position. The factor rule is the published one, with its step too far where all masks qualify but
+    the last (`Factor(upstream_quirk=True)`). Differences:
+
+    - Several rows: each commits and moves to its next block by itself. Upstream fails for them (factor: IndexError once a
+      row is done with its block; dual cache: a shape mismatch), or waits for the slowest row. The forwards returned are those
+      of the row with most.
+    - Steps without a commit (more steps than tokens) are not run. steps < blocks * block_length with a cache works (upstream:
+      IndexError where a block needs more forwards than its share of the steps).
+    - The mask token is never generated and has no share in a confidence: upstream's are smaller by the probability that the
+      model gives it, and with a threshold its loop never ends where that is the likeliest token.
+    - `remasking="random"` goes with `steps` alone: upstream compares uniform random numbers with the threshold.
+    - Rows may be padded on the left, with `attention_mask`; upstream's attention ignores it.
+    - Noise is keyed by `seed`, row, position and step.
+    """
+    return _generate(None, **locals())
+
+
+def generate_with_prefix_cache(
+    model: Callable[..., Any],
+    prompt: Tensor,
+    steps: int = 128,
+    gen_length: int = 128,
+    block_length: int = 128,
+    temperature: float = 0.0,
+    remasking: str = "low_confidence",
+    mask_id: int = 126336,
+    threshold: float | None = None,
+    factor: float | None = None,
+    step_callback: Callable[[int], None] | None = None,
+    *,
+    attention_mask: Tensor | None = None,
+    spec: ModelSpec | None = None,
+    seed: int = 0,
+) -> tuple[Tensor, int]:
+    """As `generate`, with `PrefixCache`. The model attends through transformers' attention interface; `spec` says where its
+    hidden states and head are, by default in `model` and `lm_head`. Upstream's modified model files are not needed."""
+    return _generate(PrefixCache(), **locals())
+
+
+def generate_with_dual_cache(
+    model: Callable[..., Any],
+    prompt: Tensor,
+    steps: int = 128,
+    gen_length: int = 128,
+    block_length: int = 128,
+    temperature: float = 0.0,
+    remasking: str = "low_confidence",
+    mask_id: int = 126336,
+    threshold: float | None = None,
+    factor: float | None = None,
+    step_callback: Callable[[int], None] | None = None,
+    *,
+    attention_mask: Tensor | None = None,
+    spec: ModelSpec | None = None,
+    seed: int = 0,
+) -> tuple[Tensor, int]:
+    """As `generate_with_prefix_cache`, with `DualCache`."""
+    return _generate(DualCache(), **locals())
+
+
+def _generate(
+    cache: Cache | None,
+    model: Callable[..., Any],
+    prompt: Tensor,
+    steps: int,
+    gen_length: int,
+    block_length: int,
+    temperature: float,
+    remasking: str,
+    mask_id: int,
+    threshold: float | None,
+    factor: float | None,
+    step_callback: Callable[[int], None] | None,
+    attention_mask: Tensor | None,
+    spec: ModelSpec | None,
+    seed: int,
+) -> tuple[Tensor, int]:
+    check_call(prompt, attention_mask, steps, gen_length, block_length, remasking, mask_id)
+    policy: Policy
+    if remasking == "random" and not threshold is factor is None:
+        raise InvalidArgumentError("remasking='random' goes with steps alone: leave out threshold and factor")
+    if factor is not None:
+        policy = Factor(factor, upstream_quirk=True)
+    elif threshold is not None:
+        policy = Threshold(threshold)
+    else:
+        policy = FixedQuota("random" if remasking == "random" else "confidence")
+    if spec is None:
+        where = {} if cache is None else {"hidden": "model", "lm_head": "lm_head"}
+        spec = ModelSpec(mask_id=mask_id, **where)
+
+    def on_step_end(_: Sampler, step: int, __: SamplerState) -> None:
+        if step_callback is not None:
+            step_callback(step)
+
+    output = LLaDASampler(model, spec=spec, policy=policy, cache=cache).generate(
+        prompt,
+        attention_mask=attention_mask,
+        max_new_tokens=gen_length,
+        block_length=block_length,
+        steps=steps if policy.scheduled else None,
+        temperature=temperature,
+        seed=seed,
+        callback_on_step_end=on_step_end,
+    )
+    result = output.sequences
+    result[:, : prompt.shape[1]] = prompt  # the caller's padding tokens
+    return result, int(output.nfe.max()) if output.nfe.numel() else 0
