@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -127,8 +128,9 @@ def _generate(
     else:
         policy = FixedQuota("random" if remasking == "random" else "confidence")
     if spec is None:
-        where = {} if cache is None else {"hidden": "model", "lm_head": "lm_head"}
-        spec = ModelSpec(mask_id=mask_id, **where)
+        spec = ModelSpec(mask_id=mask_id)
+        if cache is not None:
+            spec = replace(spec, hidden="model", lm_head="lm_head")
 
     def on_step_end(_: Sampler, step: int, __: SamplerState) -> None:
         if step_callback is not None:
