@@ -90,6 +90,11 @@ class Sampler:
             raise InvalidArgumentError(f"policy must be a Policy instance, got {policy!r}")
         self.policy = policy
         self.remask = remask
+        if spec.output != "logits" and remask is not None and type(remask).scored is Remask.scored:
+            raise InvalidArgumentError(
+                f"{type(remask).__name__} asks the model about tokens already there, and output={spec.output!r} says nothing of "
+                "them; ReMDM takes tokens back without asking"
+            )
         self.stopping = tuple(stopping)
         if length is not None and not isinstance(length, LengthRule):
             raise InvalidArgumentError(f"length must be a LengthRule instance, got {length!r}")
