@@ -3,7 +3,7 @@
 from dlm_samplers.caches import BlockCache, Cache, DualCache, PrefixCache
 from dlm_samplers.guarantees import Guarantee
 from dlm_samplers.lengths import DAEDAL, LengthRule
-from dlm_samplers.models import ModelMismatchError, ModelSpec, Probe, probe
+from dlm_samplers.models import Description, ModelMismatchError, ModelSpec, Probe, UnknownModelError, describe, probe
 from dlm_samplers.output import GenerationInterrupted, SamplerOutput
 from dlm_samplers.policies import (
     AdaBlock,
@@ -53,6 +53,7 @@ __all__ = [
     "CappedThreshold",
     "ConfidenceDrop",
     "Credit",
+    "Description",
     "Dilated",
     "DraftVerify",
     "DreamSampler",
@@ -98,7 +99,9 @@ __all__ = [
     "Threshold",
     "TimeGrid",
     "TokenEditing",
+    "UnknownModelError",
     "Verify",
     "background_frequencies",
+    "describe",
     "probe",
 ]

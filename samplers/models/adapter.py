@@ -103,7 +103,7 @@ class Adapter:
         spec, kwargs = self.spec, dict(self.spec.keywords)
         if spec.time_argument is None:
             return kwargs
-        if not spec.sees_time:
+        if not spec.sees_time and spec.output != "log_score":  # whose scale depends on sigma, and is infinite at 0
             kwargs[spec.time_argument] = torch.zeros(len(tokens), device=tokens.device)
             return kwargs
         if noise is None:

@@ -36,7 +36,8 @@ class ModelSpec:
         positions that may change alone, and never held. None: the model is called for its logits.
     sees_time: the model knows how far a row is in more ways than by its masks, so that no forward may be left out.
     time_argument: name of the model's keyword for the noise level sigma, float32 [B], e^-sigma being the share of clean tokens;
-        None: there is none. Without `sees_time` it gets zeros, as MDLM does when it is trained without time conditioning.
+        None: there is none. Without `sees_time` it gets zeros, as MDLM does when it is trained without time conditioning (a log
+        score: sigma all the same, for its scale).
     output: what the model returns. "logits": logits or log-probabilities of each position's token. "subs": log-probabilities
         that repeat the token where there is one (MDLM's SUBS), so that they say nothing of it. "log_score": SEDD's log score
         log p_t(x with token v at i) - log p_t(x) of the absorbing process, see `Adapter`.

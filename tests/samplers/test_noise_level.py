@@ -129,6 +129,15 @@ def test_without_a_grid_the_model_is_told_the_share_of_masks_among_what_is_to_fi
 def test_a_network_without_time_conditioning_is_told_zero():
     shares = told({"sees_time": False}, policy=AncestralUnmask(), steps=16)
     assert all((share == 0).all() for share in shares)
+    scores = told({"sees_time": False, "output": "log_score"}, policy=FixedQuota(), rows=1)
+    assert [round(6 * float(share)) for share in scores] == [
+        4,
+        4,
+        3,
+        2,
+        2,
+        1,
+    ]  # of the whole canvas; only scale hangs on it
     assert len(shares) < 16  # so that steps without a flip may still be left out
 
 
