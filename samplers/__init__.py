@@ -3,7 +3,7 @@
 from dlm_samplers.caches import BlockCache, Cache, DelayedCache, DualCache, FeatureCache, PrefixCache, SuffixWindow
 from dlm_samplers.guarantees import Guarantee
 from dlm_samplers.lengths import DAEDAL, LengthRule
-from dlm_samplers.models import ModelMismatchError, ModelSpec, Probe, probe
+from dlm_samplers.models import Description, ModelMismatchError, ModelSpec, Probe, UnknownModelError, describe, probe
 from dlm_samplers.output import GenerationInterrupted, SamplerOutput
 from dlm_samplers.policies import (
     AdaBlock,
@@ -54,6 +54,7 @@ __all__ = [
     "ConfidenceDrop",
     "Credit",
     "DelayedCache",
+    "Description",
     "Dilated",
     "DraftVerify",
     "DreamSampler",
@@ -101,7 +102,9 @@ __all__ = [
     "Threshold",
     "TimeGrid",
     "TokenEditing",
+    "UnknownModelError",
     "Verify",
     "background_frequencies",
+    "describe",
     "probe",
 ]

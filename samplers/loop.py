@@ -103,9 +103,9 @@ class Loop:
         elif self.from_hidden:
             output, head = adapter.hidden(state.tokens, valid), adapter.head
         elif self.cfg_scale:
-            output = adapter.guided(state.tokens, state.editable, valid, self.cfg_scale)
+            output = adapter.guided(state.tokens, state.editable, valid, self.cfg_scale, self._noise(state))
         else:
-            output = adapter.forward(state.tokens, valid)
+            output = adapter.forward(state.tokens, valid, self._noise(state))
         if not self.checked_vocabulary:
             width = output.shape[-1] if head is None else head.weight.shape[0]
             check_vocabulary(state.tokens, ~state.editable & state.valid, width)
@@ -142,7 +142,7 @@ class Loop:
         column, width = companions.column, state.width
         tokens = torch.cat([state.tokens, torch.full_like(column, state.mask_id)], dim=1)
         position_ids = torch.cat([state.column.expand_as(state.tokens), column], dim=1)
-        output = self.sampler.adapter.attend(tokens, companions.attention, position_ids)
+        output = self.sampler.adapter.attend(tokens, companions.attention, position_ids, self._noise(state))
         masked = torch.zeros_like(companions.scored)
         unscored = Evaluation(
             scores=None,  # type: ignore[arg-type]
@@ -155,6 +155,17 @@ class Loop:
         keys = self._keys(state) | {"row_ids": state.row_ids.gather(1, column)}
         scores = self.sampler.score(unscored, state, keys | self.scoring)
         return output[:, :width], replace(unscored, scores=scores)
+
+    def _noise(self, state: SamplerState) -> Tensor | None:
+        """float32 [B]: what a model that sees time is told of it, as a share of masks.
+
+        The policy's, if it walks a grid of noise levels, as the published samplers do. Else the share of masks among the
+        positions the sampler fills, which estimates it: the prompt was never noised.
+        """
+        if self.sampler.spec.time_argument is None or not self.sampler.spec.sees_time:
+            return None
+        noise = self.sampler.policy.noise(state)
+        return state.masked().sum(-1) / state.editable.sum(-1).clamp(min=1) if noise is None else noise
 
     def account(self, state: SamplerState, evaluation: Evaluation) -> None:
         """Counts one forward of `state`."""

@@ -19,6 +19,7 @@ from dlm_samplers.lengths import LengthRule
 from dlm_samplers.loop import Loop
 from dlm_samplers.models import Adapter, ModelSpec
 from dlm_samplers.models.adapter import LogitsProcessor, device_of
+from dlm_samplers.models.describe import recognise
 from dlm_samplers.models.spec import DREAM, LLADA
 from dlm_samplers.output import GenerationInterrupted, SamplerOutput
 from dlm_samplers.parts import Part
@@ -49,7 +50,8 @@ class Sampler:
     stopping: rules that finish a row early.
     length: rule by which rows start short and grow up to max_new_tokens; default: all of it at once.
     verify: makes several steps of one forward; the same tokens.
-    spec: how to call the model; default: from mask_id, eos_id and `model.config`.
+    spec: how to call the model; default: what `describe` says of it, or for a model that it does not know this class's
+        contract, with mask_id, eos_id and `model.config`.
     backend: kernel backend, see `dlm_kernels.use_backend`; None chooses by device.
     """
 
@@ -74,7 +76,7 @@ class Sampler:
         backend: str | None = None,
     ) -> None:
         if spec is None:
-            spec = ModelSpec.of(model, mask_id=mask_id, eos_id=eos_id, **self.contract)
+            spec = self._describe(model, mask_id, eos_id)
         elif mask_id is not None or eos_id is not None:
             raise InvalidArgumentError("mask_id and eos_id belong inside spec when spec is given")
         self.spec = spec
@@ -90,6 +92,11 @@ class Sampler:
             raise InvalidArgumentError(f"policy must be a Policy instance, got {policy!r}")
         self.policy = policy
         self.remask = remask
+        if spec.output != "logits" and remask is not None and type(remask).scored is Remask.scored:
+            raise InvalidArgumentError(
+                f"{type(remask).__name__} asks the model about tokens already there, and output={spec.output!r} says nothing "
+                "of them; ReMDM takes tokens back without asking"
+            )
         self.stopping = tuple(stopping)
         if length is not None and not isinstance(length, LengthRule):
             raise InvalidArgumentError(f"length must be a LengthRule instance, got {length!r}")
@@ -100,6 +107,19 @@ class Sampler:
         self.backend = backend
         for part in self.parts:
             part.check(self)
+
+    def _describe(self, model: Any, mask_id: int | None, eos_id: int | None) -> ModelSpec:
+        known = recognise(model, mask_id=mask_id, eos_id=eos_id)
+        if known is None:
+            return ModelSpec.of(model, mask_id=mask_id, eos_id=eos_id, **self.contract)
+        spec = known.require_spec()
+        if type(self) is not Sampler and spec.logit_shift != self.contract.get("logit_shift", 0):
+            raise InvalidArgumentError(
+                f"model: recognised as {known.family} ({known.because[0]}), whose output i predicts position "
+                f"{'i + 1' if spec.logit_shift else 'i'}, and {type(self).__name__} is for the others. Use {known.sampler}, or "
+                "pass spec= if the name misleads"
+            )
+        return spec
 
     @property
     def parts(self) -> tuple[Part, ...]:

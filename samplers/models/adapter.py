@@ -19,8 +19,19 @@ if TYPE_CHECKING:
 LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
 
 
+LOG_LINEAR_EPS = 1e-3
+"""Of the log-linear noise that MDLM, SEDD and BD3-LM are trained on: at t = 1 this share of the tokens is still clean."""
+
+
 class Adapter:
-    """One model and its description. Stateless between calls."""
+    """One model and its description. Stateless between calls.
+
+    A log score is read as logits, the mask's own entry left out, which is exact. Let x have masks at the m positions M. Every
+    token of x0 is kept with probability a = e^-sigma, independently, so p_t(x) = a^(L-m) (1-a)^m P(x0 agrees with x outside M).
+    With token v in place of the mask at i it is a^(L-m+1) (1-a)^(m-1) P(the same, and v at i). The quotient is
+    a / (1-a) * P(v at i | x outside M): in proportion to the posterior, with a factor that does not depend on v, so the softmax
+    over the tokens is the posterior itself (RADD, arXiv:2406.03736, theorem 1).
+    """
 
     def __init__(self, model: Callable[..., Any], spec: ModelSpec) -> None:
         if not callable(model):
@@ -42,28 +53,39 @@ class Adapter:
                     f"attribute: {error}"
                 ) from error
 
-    def forward(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
+    def forward(self, tokens: Tensor, valid: Tensor | None, noise: Tensor | None = None) -> Tensor:
         """Logits [B, L, V] of tokens [B, L], in the model's own alignment.
 
         valid: bool [B, L], False on padding; None when there is none.
+        noise: float [B], the noise level as the share of masks expected at it, for models that are given one. Default: the
+            share that each row has.
         """
-        return self._call(self.model, "logits", "V", tokens, valid)
+        return self._call(self.model, "logits", "V", tokens, valid, noise)
 
     def hidden(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
         """What the LM head `self.head` is applied to, [B, L, D]; as `forward`. Only with `spec.hidden`."""
         assert self._trunk is not None
         return self._call(self._trunk, "last_hidden_state", "D", tokens, valid)
 
-    def attend(self, tokens: Tensor, attention: Tensor, position_ids: Tensor) -> Tensor:
+    def attend(self, tokens: Tensor, attention: Tensor, position_ids: Tensor, noise: Tensor | None = None) -> Tensor:
         """Logits [B, L, V] under an attention mask bool [B, L, L] and position ids [B, L]. With `spec.any_attention`."""
         assert self.spec.position_ids is not None
-        kwargs = {"attention_mask": attention[:, None], self.spec.position_ids: position_ids}
+        kwargs = self._keywords(tokens, None, noise)
+        kwargs |= {"attention_mask": attention[:, None], self.spec.position_ids: position_ids}
         return self._checked(self.model(tokens, **kwargs), "logits", "V", tokens)
 
-    def _call(self, function: Callable[..., Any], name: str, last: str, tokens: Tensor, valid: Tensor | None) -> Tensor:
-        kwargs: dict[str, Any] = {}
+    def _call(
+        self,
+        function: Callable[..., Any],
+        name: str,
+        last: str,
+        tokens: Tensor,
+        valid: Tensor | None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
         spec = self.spec
-        if spec.attention_mask == "4d_block":
+        kwargs = self._keywords(tokens, valid, noise)
+        if spec.attention_mask.startswith("4d_block"):
             kwargs["attention_mask"] = self._block_mask(tokens, valid)
         elif valid is not None:
             if spec.attention_mask == "2d":
@@ -76,6 +98,20 @@ class Adapter:
             kwargs["attention_mask"] = spec.full_attention_mask
         return self._checked(function(tokens, **kwargs), name, last, tokens)
 
+    def _keywords(self, tokens: Tensor, valid: Tensor | None, noise: Tensor | None) -> dict[str, Any]:
+        """What every call is given besides tokens and attention."""
+        spec, kwargs = self.spec, dict(self.spec.keywords)
+        if spec.time_argument is None:
+            return kwargs
+        if not spec.sees_time and spec.output != "log_score":  # whose scale depends on sigma, and is infinite at 0
+            kwargs[spec.time_argument] = torch.zeros(len(tokens), device=tokens.device)
+            return kwargs
+        if noise is None:
+            masked = tokens == spec.mask_id
+            noise = masked.float().mean(-1) if valid is None else (masked & valid).sum(-1) / valid.sum(-1).clamp(min=1)
+        kwargs[spec.time_argument] = -torch.log1p(-(1 - LOG_LINEAR_EPS) * noise.float())
+        return kwargs
+
     def _checked(self, output: Any, name: str, last: str, tokens: Tensor) -> Tensor:
         result = output if isinstance(output, Tensor) else getattr(output, name, None)
         if not isinstance(result, Tensor):
@@ -87,6 +123,9 @@ class Adapter:
                 f"model: expected {name} [B, L, {last}] = [{tokens.shape[0]}, {tokens.shape[1]}, {last}], "
                 f"got {list(result.shape)}"
             )
+        if self.spec.output == "log_score":
+            mask = torch.tensor([self.spec.mask_id], device=result.device)
+            result = result.index_fill(-1, mask, -torch.inf)  # the score of a mask is 1 by definition and no token's
         return result
 
     def window(self, tokens: Tensor, window: Window) -> Tensor:
@@ -103,9 +142,20 @@ class Adapter:
         if valid is not None:
             # Padding sees itself, so that its softmax is finite.
             mask = (mask & valid[:, None]) | torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
+        if self.spec.attention_mask == "4d_block_additive":
+            mask = torch.zeros(mask.shape, dtype=dtype_of(self.model), device=mask.device).masked_fill(
+                ~mask, -torch.inf
+            )
         return mask[:, None]
 
-    def guided(self, tokens: Tensor, editable: Tensor, valid: Tensor | None, cfg_scale: float) -> Tensor:
+    def guided(
+        self,
+        tokens: Tensor,
+        editable: Tensor,
+        valid: Tensor | None,
+        cfg_scale: float,
+        noise: Tensor | None = None,
+    ) -> Tensor:
         """Classifier-free guided logits: unconditional + (cfg_scale + 1) (conditional - unconditional), [B, L, V].
 
         The unconditional input has every prompt token masked (LLaDA, arXiv:2502.09992, appendix A); both halves run as
@@ -113,8 +163,8 @@ class Adapter:
         """
         prompt = ~editable if valid is None else ~editable & valid
         unconditional = tokens.masked_fill(prompt, self.spec.mask_id)
-        both = self.forward(torch.cat([tokens, unconditional]), None if valid is None else torch.cat([valid, valid]))
-        logits, baseline = both.chunk(2)
+        twice = [None if of_rows is None else torch.cat([of_rows, of_rows]) for of_rows in (valid, noise)]
+        logits, baseline = self.forward(torch.cat([tokens, unconditional]), *twice).chunk(2)
         return logits.sub_(baseline).mul_(cfg_scale + 1).add_(baseline)
 
     def align(self, logits: Tensor) -> Tensor:
@@ -143,6 +193,16 @@ class Adapter:
 
 def device_of(model: Any) -> torch.device:
     """Where a model's parameters are; the CPU for a callable without any."""
-    parameters = getattr(model, "parameters", None)
-    first = next(iter(parameters()), None) if callable(parameters) else None
+    first = _first_parameter(model)
     return torch.device("cpu") if first is None else first.device
+
+
+def dtype_of(model: Any) -> torch.dtype:
+    """Of a model's floating-point parameters; float32 for a callable without any."""
+    first = _first_parameter(model)
+    return torch.float32 if first is None or not first.is_floating_point() else first.dtype
+
+
+def _first_parameter(model: Any) -> Tensor | None:
+    parameters = getattr(model, "parameters", None)
+    return next(iter(parameters()), None) if callable(parameters) else None

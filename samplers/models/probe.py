@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -11,10 +11,16 @@ from torch import Tensor
 
 from dlm_kernels import InvalidArgumentError
 from dlm_samplers.models.adapter import Adapter, device_of
+from dlm_samplers.models.describe import recognise
 from dlm_samplers.models.spec import ModelSpec
 
 Attention = Literal["bidirectional", "causal", "block_causal", "other"]
 Padding = Literal["honoured", "ignored", "not asked"]
+
+PADDING = 3
+"""Columns of it in the tests."""
+LEVELS = (0.2, 0.8)
+"""Noise levels that are compared, as shares of masks."""
 
 
 class ModelMismatchError(InvalidArgumentError):
@@ -28,11 +34,14 @@ class Probe:
     attention: which tokens a position's logits move with. "block_causal": its own block and those before.
     block_length: of block-causal attention, in tokens from the left edge; else None.
     left_padding, right_padding: "honoured": real positions have the logits they have without padding, up to rounding.
-        "not asked": the description says the model cannot ignore padding.
+        "not asked": the description says the model cannot ignore padding, or, on the left, that its blocks start there.
     deterministic: two calls give the same bits.
     batch_difference: largest difference of a row's logits between a batch of 1 and a larger one, relative to the spread of
         the logits. Above 0, near ties may fall differently from batch to batch.
     logit_shift: 0 or 1, with a sample of text: the alignment under which the model expects that text more; else None.
+    plain_mask, padded_plain_mask: the attention that a block-causal model makes of a 2D `attention_mask`, of ones and with
+        zeros on the right; "fails": it raises. None: the description has no blocks.
+    time: whether the logits move with the noise level that the model is told; None: it is told none.
     """
 
     attention: Attention
@@ -42,20 +51,26 @@ class Probe:
     deterministic: bool
     batch_difference: float
     logit_shift: int | None
+    plain_mask: Attention | Literal["fails"] | None = None
+    padded_plain_mask: Attention | Literal["fails"] | None = None
+    time: Literal["moves", "does not move"] | None = None
 
     def __str__(self) -> str:
         attention = self.attention if self.block_length is None else f"{self.attention}, blocks of {self.block_length}"
         shift = "not tested (give a sample of text)" if self.logit_shift is None else str(self.logit_shift)
-        return "\n".join(
-            [
-                f"attention         {attention}",
-                f"left padding      {self.left_padding}",
-                f"right padding     {self.right_padding}",
-                f"logit shift       {shift}",
-                f"deterministic     {'yes' if self.deterministic else 'no'}",
-                f"batch difference  {self.batch_difference:.1e} of the logits' spread",
-            ]
-        )
+        lines = {
+            "attention": attention,
+            "left padding": self.left_padding,
+            "right padding": self.right_padding,
+            "logit shift": shift,
+            "deterministic": "yes" if self.deterministic else "no",
+            "batch difference": f"{self.batch_difference:.1e} of the logits' spread",
+        }
+        if self.plain_mask is not None:
+            lines["2D mask of ones"], lines["2D mask, padded"] = self.plain_mask, str(self.padded_plain_mask)
+        if self.time is not None:
+            lines["noise level"] = f"the output {self.time} with it"
+        return "\n".join(f"{name:<17} {finding}" for name, finding in lines.items())
 
 
 @torch.no_grad()
@@ -68,46 +83,103 @@ def probe(
     seed: int = 0,
     check: bool = True,
 ) -> Probe:
-    """Perturbs the inputs of a model and reports what moves. Some `length` forwards' worth of rows, in one batch.
+    """Perturbs the inputs of a model and reports what moves. Some `length` forwards' worth of rows a test, in one batch.
 
-    spec: the description to test; default: `ModelSpec.of(model)`.
+    spec: the description to test; default: what `describe` says of the model, or `ModelSpec.of(model)`.
     sample: int64 [N], text that the model was trained on, for the test of alignment; the more the surer.
-    length: columns of the test canvases; block lengths up to half of it are recognised.
+    length: columns of the test canvases; block lengths up to half of it are recognised, so it is at least two of the
+        description's blocks.
     check: raise when the description is wrong. False only reports.
 
-    Raises ModelMismatchError, naming the test, what was expected and what came: logits not bidirectional, padding that the
-    description says is honoured and is not, another alignment. InvalidArgumentError for a length below 4, or a vocabulary
-    that is not known.
+    Raises ModelMismatchError, naming the test, what was expected and what came: another attention than the description's,
+    padding that it says is honoured and is not, another alignment, a time that moves nothing, a call that the model refuses.
+    InvalidArgumentError for a length below 4, or a vocabulary that is not known.
     """
-    spec = ModelSpec.of(model) if spec is None else spec
+    if spec is None:
+        known = recognise(model)
+        spec = ModelSpec.of(model) if known is None else known.require_spec()
     if length < 4:
         raise InvalidArgumentError(f"length must be at least 4, got {length}")
+    length = max(length, 2 * (spec.block_length or 0))
     adapter = Adapter(model, spec)
-    generator = torch.Generator().manual_seed(seed)
     device = device_of(model)
+
+    def call(rows: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Float logits, at one noise level for all rows."""
+        noise = torch.full((len(rows),), LEVELS[1], device=device)
+        try:
+            logits = adapter.forward(rows, valid, noise).float()
+        except (InvalidArgumentError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise ModelMismatchError(
+                f"model: called as the description says, it raises {type(error).__name__}: {error}"
+            ) from error
+        if spec.output == "subs":  # its -1e6 would be the spread
+            logits = logits.index_fill(-1, torch.tensor([spec.mask_id], device=device), -torch.inf)
+        return logits
+
+    generator = torch.Generator().manual_seed(seed)
     vocabulary = spec.vocab_size
     if vocabulary is None:
-        vocabulary = adapter.forward(torch.full((1, length), spec.mask_id, device=device), None).shape[-1]
-    allowed = torch.tensor([t for t in range(min(vocabulary, 50_000)) if t not in {*spec.never, spec.eos_id}])
+        vocabulary = call(torch.full((1, length), spec.mask_id, device=device)).shape[-1]
+    allowed = torch.tensor(
+        [t for t in range(min(vocabulary, 50_000)) if t not in {*spec.never, spec.mask_id, spec.eos_id}]
+    )
     tokens = allowed[torch.randint(len(allowed), (1, length), generator=generator)].to(device)
     other = allowed[torch.randint(len(allowed), (length,), generator=generator)].to(device)
     other = torch.where(other == tokens[0], allowed[0].to(device), other)
+    if spec.output != "logits":  # what stands at a position with a token says nothing, so all are masks
+        tokens = torch.full_like(tokens, spec.mask_id)
 
-    alone = adapter.forward(tokens, None)[0].float()
-    spread = float(alone.std()) or 1.0
-    deterministic = torch.equal(alone, adapter.forward(tokens, None)[0].float())
+    alone = call(tokens)[0]
+    spread = float(alone[alone.isfinite()].std()) or 1.0
+    deterministic = torch.equal(alone, call(tokens)[0])
     rows = tokens.repeat(length + 1, 1)
     column = torch.arange(length, device=device)
     rows[column, column] = other
-    logits = adapter.forward(rows, None).float()
-    noise = float((logits[-1] - alone).abs().max())
-    moved = max(4 * noise, 1e-6 * spread) < (logits[:-1] - logits[-1]).abs().amax(-1).T  # [output, changed token]
-    attention, block_length = _pattern(moved)
+    logits = call(rows)
+    noise = float(_distance(logits[-1], alone).max())
+    threshold = max(4 * noise, 1e-6 * spread)
 
+    def attention_of(logits: Tensor) -> tuple[Attention, int | None]:
+        """Of logits [length + 1, length, V] of `rows`."""
+        return _pattern(threshold < _distance(logits[:-1], logits[-1]).T)  # [output, changed token]
+
+    attention, block_length = attention_of(logits)
     tolerance = max(16 * noise, 1e-4 * spread)
-    left, right = (_padding(adapter, tokens, alone, side, tolerance) for side in ("left", "right"))
-    shift = None if sample is None else _shift(adapter, torch.as_tensor(sample, device=device))
-    found = Probe(attention, block_length, left, right, deterministic, noise / spread, shift)
+    sides: dict[str, Padding] = {}
+    for side in ("left", "right"):
+        asked = spec.attention_mask != "none" and not (side == "left" and spec.block_length is not None)
+        sides[side] = _padding(call, spec, tokens, alone, side, tolerance) if asked else "not asked"
+
+    def plain(padded: bool) -> Attention | Literal["fails"]:
+        """What a block-causal model makes of a 2D mask."""
+        pad = torch.full_like(rows[:, :PADDING], spec.fill_id) if padded else rows[:, :0]
+        bare = replace(spec, attention_mask="2d", position_ids=None)
+        valid = torch.cat([torch.ones_like(rows), torch.zeros_like(pad)], dim=1).bool()
+        try:
+            return attention_of(Adapter(model, bare).forward(torch.cat([rows, pad], dim=1), valid)[:, :length].float())[
+                0
+            ]
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
+            return "fails"
+
+    blocks = spec.block_length is not None and spec.attention_mask != "none"
+    found = Probe(
+        attention,
+        block_length,
+        sides["left"],
+        sides["right"],
+        deterministic,
+        noise / spread,
+        None if sample is None else _shift(call, spec, torch.as_tensor(sample, device=device)),
+        plain(padded=False) if blocks else None,
+        plain(padded=True) if blocks else None,
+        None if spec.time_argument is None else _time(model, spec, tokens, tolerance),
+    )
     if check:
         _compare(found, spec)
     return found
@@ -117,15 +189,45 @@ def _compare(found: Probe, spec: ModelSpec) -> None:
     def fail(test: str, expected: str, got: str) -> None:
         raise ModelMismatchError(f"model: {test}: the description says {expected}, the model {got}")
 
-    if found.attention != "bidirectional":
-        blocks = "" if found.block_length is None else f" in blocks of {found.block_length}"
-        fail("change of one token", "every position sees every other", f"is {found.attention}{blocks}")
+    def words(attention: str, block_length: int | None) -> str:
+        return f"{attention}" + ("" if block_length is None else f" in blocks of {block_length}")
+
+    if spec.block_length is None and found.attention != "bidirectional":
+        got = f"is {words(found.attention, found.block_length)}"
+        fail("change of one token", "every position sees every other", got)
+    if spec.block_length is not None and found.block_length != spec.block_length:
+        hint = ""
+        if spec.attention_mask in ("none", "2d"):
+            hint = "; the model may need the block mask: attention_mask='4d_block' or '4d_block_additive'"
+        elif spec.attention_mask == "4d_block":
+            hint = "; a model that adds its mask to the scores wants attention_mask='4d_block_additive'"
+        expected = words("block_causal", spec.block_length)
+        fail("change of one token", expected, f"is {words(found.attention, found.block_length)}{hint}")
     for side in ("left", "right"):
         if getattr(found, f"{side}_padding") == "ignored":
             says = f"attention_mask={spec.attention_mask!r} hides padding"
             fail(f"padding on the {side}", says, "gives real positions other logits beside it")
     if found.logit_shift is not None and found.logit_shift != spec.logit_shift:
         fail("alignment on the sample", f"logit_shift={spec.logit_shift}", f"fits {found.logit_shift} better")
+    if found.time == "does not move" and spec.sees_time:
+        fail("noise level", "sees_time=True", "says the same at any; with sees_time=False steps may be left out")
+
+
+def _distance(a: Tensor, b: Tensor) -> Tensor:
+    """Largest difference of logits over the vocabulary; entries that are the same infinity differ by 0."""
+    return (a - b).masked_fill(a == b, 0).abs().amax(-1)
+
+
+def _time(
+    model: Callable[..., Any], spec: ModelSpec, tokens: Tensor, tolerance: float
+) -> Literal["moves", "does not move"]:
+    """Whether the distribution at masks moves with the noise level: a log score moves as a whole, which says nothing."""
+    adapter = Adapter(model, replace(spec, sees_time=True))
+    canvas = tokens.clone()
+    canvas[:, ::2] = spec.mask_id
+    levels = (torch.full((1,), level, device=tokens.device) for level in LEVELS)
+    few, many = (adapter.forward(canvas, None, level)[0, ::2].float().log_softmax(-1) for level in levels)
+    return "moves" if float(_distance(few, many).max()) > tolerance else "does not move"
 
 
 def _pattern(moved: Tensor) -> tuple[Attention, int | None]:
@@ -146,20 +248,25 @@ def _pattern(moved: Tensor) -> tuple[Attention, int | None]:
     return ("bidirectional" if ahead and behind else "other"), None
 
 
-def _padding(adapter: Adapter, tokens: Tensor, alone: Tensor, side: str, tolerance: float) -> Padding:
-    if adapter.spec.attention_mask == "none":
-        return "not asked"
-    pad = torch.full_like(tokens[:, :3], adapter.spec.fill_id)
+def _padding(
+    call: Callable[[Tensor, Tensor], Tensor],
+    spec: ModelSpec,
+    tokens: Tensor,
+    alone: Tensor,
+    side: str,
+    tolerance: float,
+) -> Padding:
+    pad = torch.full_like(tokens[:, :PADDING], spec.fill_id)
     hidden, real = torch.zeros_like(pad, dtype=torch.bool), torch.ones_like(tokens, dtype=torch.bool)
     left = side == "left"
     canvas = torch.cat([pad, tokens] if left else [tokens, pad], dim=1)
     valid = torch.cat([hidden, real] if left else [real, hidden], dim=1)
-    logits = adapter.forward(canvas, valid)[0].float()
-    beside = logits[3:] if left else logits[:-3]
-    return "honoured" if float((beside - alone).abs().max()) <= tolerance else "ignored"
+    logits = call(canvas, valid)[0]
+    beside = logits[PADDING:] if left else logits[:-PADDING]
+    return "honoured" if float(_distance(beside, alone).max()) <= tolerance else "ignored"
 
 
-def _shift(adapter: Adapter, sample: Tensor) -> int:
+def _shift(call: Callable[[Tensor], Tensor], spec: ModelSpec, sample: Tensor) -> int:
     """The alignment with the larger mean probability of single masked tokens of the sample.
 
     Of probabilities, not their logs: tokens that nothing predicts would decide those.
@@ -168,8 +275,8 @@ def _shift(adapter: Adapter, sample: Tensor) -> int:
         raise InvalidArgumentError(f"sample must be 1-D int64 with at least 4 ids, got {list(sample.shape)}")
     at = torch.arange(1, len(sample), device=sample.device)
     rows = sample.repeat(len(at), 1)
-    rows[at - 1, at] = adapter.spec.mask_id
-    probability = adapter.forward(rows, None).float().softmax(-1)
+    rows[at - 1, at] = spec.mask_id
+    probability = call(rows).softmax(-1)
     row = at - 1
     fits = [float(probability[row, at - shift, sample[at]].mean()) for shift in (0, 1)]
     return int(fits[1] > fits[0])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from dlm_kernels import InvalidArgumentError
 
-MaskFormat = Literal["none", "2d", "4d_bool", "4d_block"]
+MaskFormat = Literal["none", "2d", "4d_bool", "4d_block", "4d_block_additive"]
+Output = Literal["logits", "subs", "log_score"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class ModelSpec:
         autoregressive model; position 0 reads its own output).
     attention_mask: what the model gets as `attention_mask` when a batch has padding. "2d": [B, L] int64, 1 on real
         tokens (LLaDA). "4d_bool": [B, 1, L, L] bool, the outer product (Dream). "4d_block": bool, that and block-causal, with
-        or without padding. "none": the model cannot ignore padding, so all rows of a batch must have the same length.
+        or without padding (SDAR). "4d_block_additive": the same as 0 and -inf in the model's own dtype (LLaDA2). "none": the
+        model cannot ignore padding, so all rows of a batch must have the same length.
     full_attention_mask: what it gets when there is no padding: None, or the string that Dream's code expects.
     position_ids: name of the keyword for [B, L] position ids, which are passed only with padding; None: never passed.
     block_length: of block-causal attention, in columns from the left edge, which are then the sampler's blocks; None: every
@@ -32,6 +35,13 @@ class ModelSpec:
         with .last_hidden_state) that the head, a linear layer, is applied to. With both, logits are computed at the
         positions that may change alone, and never held. None: the model is called for its logits.
     sees_time: the model knows how far a row is in more ways than by its masks, so that no forward may be left out.
+    time_argument: name of the model's keyword for the noise level sigma, float32 [B], e^-sigma being the share of clean tokens;
+        None: there is none. Without `sees_time` it gets zeros, as MDLM does when it is trained without time conditioning (a log
+        score: sigma all the same, for its scale).
+    output: what the model returns. "logits": logits or log-probabilities of each position's token. "subs": log-probabilities
+        that repeat the token where there is one (MDLM's SUBS), so that they say nothing of it. "log_score": SEDD's log score
+        log p_t(x with token v at i) - log p_t(x) of the absorbing process, see `Adapter`.
+    keywords: further keywords of every call.
     """
 
     mask_id: int
@@ -47,6 +57,9 @@ class ModelSpec:
     hidden: str | None = None
     lm_head: str | None = None
     sees_time: bool = False
+    time_argument: str | None = None
+    output: Output = "logits"
+    keywords: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.logit_shift not in (0, 1):
@@ -57,8 +70,14 @@ class ModelSpec:
             )
         if self.block_length is not None and self.block_length < 1:
             raise InvalidArgumentError(f"block_length must be at least 1 or None, got {self.block_length}")
-        if self.attention_mask == "4d_block" and self.block_length is None:
-            raise InvalidArgumentError("attention_mask='4d_block' needs block_length")
+        if self.attention_mask.startswith("4d_block") and self.block_length is None:
+            raise InvalidArgumentError(f"attention_mask={self.attention_mask!r} needs block_length")
+        if self.output not in get_args(Output):
+            raise InvalidArgumentError(f"output must be one of {get_args(Output)}, got {self.output!r}")
+        if self.hidden is not None and (self.time_argument is not None or self.output != "logits"):
+            raise InvalidArgumentError(
+                "hidden goes with output='logits' and without time_argument: the head of the others is more than a linear layer"
+            )
         if (self.hidden is None) != (self.lm_head is None):
             raise InvalidArgumentError("hidden and lm_head go together: give both or neither")
         if self.any_attention and self.position_ids is None:

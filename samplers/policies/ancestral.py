@@ -38,5 +38,9 @@ class AncestralUnmask(Policy):
         """float32 [B]: with which a mask commits in this step."""
         return self.schedule.transfer_probability(state)
 
+    def noise(self, state: SamplerState) -> Tensor | None:
+        # In blocks every block walks the grid anew, and the canvas is at no one level of it.
+        return self.schedule.times(state)[0] if state.block_length is None else None
+
     def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
         return self.candidates(state)

@@ -68,6 +68,13 @@ class Policy(Part, ABC):
         """The steps to come, for verification to draft them; None: it asks `select` instead, step by step."""
         return None
 
+    def noise(self, state: SamplerState) -> Tensor | None:
+        """float32 [B]: the noise level that its schedule says the rows are at, as a share of masks; None: it keeps none.
+
+        For models that are given the time.
+        """
+        return None
+
     def leeway(self, scores: TokenScores, chosen: Tensor, state: SamplerState) -> Tensor | None:
         """float [B]: how much the scores may change before another set than `chosen` bool [B, L] does; None: not known.
 

@@ -62,5 +62,8 @@ class Wrapper(Policy):
     def preference(self, scores: TokenScores, state: SamplerState) -> Tensor:
         return self.inner.preference(scores, state)
 
+    def noise(self, state: SamplerState) -> Tensor | None:
+        return self.inner.noise(state)
+
     def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
         return self.inner.select(scores, state)

@@ -110,7 +110,7 @@ class ReMDM(Remask):
 
     def commit_probability(self, state: SamplerState) -> Tensor:
         """float32 [B]: with which a mask commits in this step."""
-        m_t, m_s = self._mask_shares(state)
+        m_t, m_s = self.mask_shares(state)
         if self.kind == "conf":
             return 1 - m_s / m_t
         return 1 - (m_s - self._row_sigma(state) * (1 - m_t)) / m_t
@@ -129,11 +129,11 @@ class ReMDM(Remask):
 
     def _limit(self, state: SamplerState) -> Tensor:
         """sigma_max. 0 in the step that leads to noise level 0: all is committed then."""
-        m_t, m_s = self._mask_shares(state)
+        m_t, m_s = self.mask_shares(state)
         return (m_s / (1 - m_t).clamp(min=1e-9)).clamp(max=1)
 
-    def _mask_shares(self, state: SamplerState) -> tuple[Tensor, Tensor]:
-        """1 - alpha at t and at s."""
+    def mask_shares(self, state: SamplerState) -> tuple[Tensor, Tensor]:
+        """float32 [B] each: 1 - alpha at t and at s."""
         t, s = self.schedule.times(state)
         return (self._masked(t), self._masked(s)) if self.kind == "loop" else (t, s)
 
@@ -159,3 +159,6 @@ class RemaskedUnmask(AncestralUnmask):
 
     def probability(self, state: SamplerState) -> Tensor:
         return self.remask.commit_probability(state)
+
+    def noise(self, state: SamplerState) -> Tensor | None:
+        return self.remask.mask_shares(state)[0] if state.block_length is None else None

@@ -109,3 +109,108 @@ def test_arithmetic_that_depends_on_the_batch_or_the_call_is_reported():
     found = probe(Attention(noise=1e-3), check=False)
     assert not found.deterministic
     assert found.batch_difference > 1e-4
+
+
+class Mixed(Attention):
+    """LLaDA2's reading of masks: 2D ones are bidirectional, 2D with a zero causal, 4D is added to the scores."""
+
+    def __init__(self, takes_2d=True):
+        super().__init__()
+        self.takes_2d = takes_2d
+
+    def forward(self, tokens, attention_mask=None, position_ids=None):
+        length = tokens.shape[1]
+        bias = torch.zeros(1, length, length)
+        if attention_mask is not None and attention_mask.ndim == 2:
+            if not self.takes_2d:
+                raise RuntimeError("a 4D mask, please")
+            if not attention_mask.all():
+                see = torch.ones(length, length).tril().bool() & attention_mask.bool()[:, None]
+                bias = torch.where(see | torch.eye(length).bool(), 0.0, -torch.inf)
+        elif attention_mask is not None:
+            bias = attention_mask[:, 0]
+        x = self.embed(tokens) + self.place(torch.arange(length))
+        return self.head(x + (x @ x.transpose(1, 2) / 4 + bias).softmax(-1) @ x)
+
+
+BLOCKS = {"mask_id": V - 1, "vocab_size": V, "block_length": 4}
+
+
+def test_what_a_block_causal_model_makes_of_a_2d_mask():
+    found = probe(Mixed(), ModelSpec(attention_mask="4d_block_additive", **BLOCKS))
+    assert (found.attention, found.block_length) == ("block_causal", 4)
+    assert (found.plain_mask, found.padded_plain_mask) == ("bidirectional", "causal")
+    assert (found.left_padding, found.right_padding) == ("not asked", "honoured")
+    assert "2D mask, padded   causal" in str(found)
+    found = probe(Mixed(takes_2d=False), ModelSpec(attention_mask="4d_block_additive", **BLOCKS))
+    assert (found.plain_mask, found.padded_plain_mask) == ("fails", "fails")
+    own_blocks = ModelSpec(attention_mask="2d", **BLOCKS)  # a model that is block-causal by itself
+    found = probe(Attention("block_causal", 4), own_blocks)
+    assert (found.attention, found.plain_mask) == ("block_causal", "block_causal")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"attention_mask": "2d"}, r"block_causal in blocks of 4, the model is bidirectional; .*'4d_block' or"),
+        ({"attention_mask": "4d_block"}, r"is bidirectional; a model that adds its mask .*'4d_block_additive'"),
+        ({"attention_mask": "2d", "block_length": None}, "padding on the right|padding on the left"),
+    ],
+)
+def test_a_mask_of_the_wrong_kind_is_found_out(spec, message):
+    with pytest.raises(ModelMismatchError, match=message):
+        probe(Mixed(), ModelSpec(**{**BLOCKS, **spec}))
+
+
+def test_another_block_length_than_described_is_found_out():
+    with pytest.raises(
+        ModelMismatchError, match="says block_causal in blocks of 6, the model is block_causal in blocks of 4"
+    ):
+        probe(Attention("block_causal", 4), ModelSpec(**{**BLOCKS, "block_length": 6}))
+    found = probe(Attention("block_causal", 16), ModelSpec(**{**BLOCKS, "block_length": 16}))
+    assert found.block_length == 16  # the canvas is made long enough
+
+
+def test_a_call_that_the_model_refuses_is_a_mismatch_that_says_so():
+    for spec, words in [({"time_argument": "sigma"}, "TypeError: .*sigma"), ({"keywords": {"blocks": 2}}, "blocks")]:
+        with pytest.raises(ModelMismatchError, match=f"called as the description says, it raises .*{words}"):
+            probe(Attention(), ModelSpec(mask_id=V - 1, vocab_size=V, **spec))
+
+
+class Told(Attention):
+    """Told the noise level, and returning what MDLM and SEDD return."""
+
+    def __init__(self, output="logits", listens=True, pattern="bidirectional"):
+        super().__init__(pattern)
+        self.output, self.listens = output, listens
+
+    def forward(self, tokens, sigma):
+        logits = super().forward(tokens)
+        if self.listens:
+            logits = logits * (1 + sigma[:, None, None])
+        mask = tokens == V - 1
+        if self.output == "subs":
+            logits[..., V - 1] = -1e6
+            logits = logits.log_softmax(-1)
+            repeat = torch.full_like(logits, -1e6).scatter(-1, tokens[..., None], 0.0)
+            return torch.where(mask[..., None], logits, repeat)
+        if self.output == "log_score":
+            logits = logits - torch.expm1(sigma).log()[:, None, None]
+            return logits.scatter(-1, tokens[..., None], 0.0)
+        return logits
+
+
+@pytest.mark.parametrize("output", ["logits", "subs", "log_score"])
+def test_the_noise_level_and_what_it_moves(output):
+    told = {"mask_id": V - 1, "vocab_size": V, "attention_mask": "none", "time_argument": "sigma", "output": output}
+    for listens in (True, False):
+        spec = ModelSpec(sees_time=listens, **told)
+        found = probe(Told(output, listens), spec)
+        assert found.time == ("moves" if listens else "does not move")
+        assert found.attention == "bidirectional"
+        assert "the output " + found.time in str(found)
+    with pytest.raises(ModelMismatchError, match=r"noise level: the description says sees_time=True"):
+        probe(Told(output, listens=False), ModelSpec(sees_time=True, **told))
+    with pytest.raises(ModelMismatchError, match=r"change of one token: .* is causal"):
+        probe(Told(output, pattern="causal"), ModelSpec(**told))
+    assert probe(Attention(), check=False).time is None
