@@ -1,5 +1,6 @@
 """Drop-in samplers for diffusion language models."""
 
+from dlm_samplers.acceleration import accelerate, restore
 from dlm_samplers.caches import BlockCache, Cache, DualCache, PrefixCache
 from dlm_samplers.guarantees import Guarantee
 from dlm_samplers.lengths import DAEDAL, LengthRule
@@ -101,6 +102,8 @@ __all__ = [
     "TimeGrid",
     "TokenEditing",
     "Verify",
+    "accelerate",
     "background_frequencies",
     "probe",
+    "restore",
 ]
