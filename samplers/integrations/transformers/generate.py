@@ -112,6 +112,7 @@ def dlm_generate(
     cfg_scale: float = 0.0,
     seed: Any = None,
     generator: torch.Generator | None = None,
+    request_ids: Any = None,
     batch_size: int | None = None,
     progress: bool = False,
     **model_kwargs: Any,
@@ -142,6 +143,7 @@ def dlm_generate(
         "cfg_scale": cfg_scale,
         "seed": seed,
         "generator": generator,
+        "request_ids": request_ids,
         "batch_size": batch_size,
         "progress": progress,
     }
