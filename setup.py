@@ -144,7 +144,7 @@ setup(
     package_dir=package_dir,
     package_data={
         "dlm_kernels": ["py.typed"],
-        "dlm_samplers": ["py.typed"],
+        "dlm_samplers": ["py.typed", "integrations/transformers/custom_generate/*"],
         "dlm_benches": ["models/*/*", "templates/*"],
     },
     include_package_data=False,

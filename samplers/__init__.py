@@ -1,5 +1,6 @@
 """Drop-in samplers for diffusion language models."""
 
+from dlm_samplers.acceleration import accelerate, restore
 from dlm_samplers.caches import BlockCache, Cache, DelayedCache, DualCache, FeatureCache, PrefixCache, SuffixWindow
 from dlm_samplers.guarantees import Guarantee
 from dlm_samplers.lengths import DAEDAL, LengthRule
@@ -19,6 +20,7 @@ from dlm_samplers.policies import (
     Hierarchical,
     KLStable,
     LocalLeap,
+    LowConfidenceDynamic,
     Margin,
     PCSampler,
     Policy,
@@ -75,6 +77,7 @@ __all__ = [
     "LengthRule",
     "Linear",
     "LocalLeap",
+    "LowConfidenceDynamic",
     "Margin",
     "ModelMismatchError",
     "ModelSpec",
@@ -104,7 +107,9 @@ __all__ = [
     "TokenEditing",
     "UnknownModelError",
     "Verify",
+    "accelerate",
     "background_frequencies",
     "describe",
     "probe",
+    "restore",
 ]

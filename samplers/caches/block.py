@@ -23,6 +23,7 @@ class BlockCache(Cache):
     and those before it, so what is kept never changes.
 
     The forward that opens a block also computes the block before it, once, with its final tokens; the first one the prompt.
+    Remasking takes back tokens of the current block alone, which every forward computes anew.
     """
 
     guarantee = Guarantee.PATH_EXACT
@@ -36,8 +37,6 @@ class BlockCache(Cache):
                 "BlockCache is for block-causal models: give spec=ModelSpec(..., block_length=...), or use PrefixCache or "
                 "DualCache for a bidirectional one"
             )
-        if sampler.remask is not None:
-            raise InvalidArgumentError("BlockCache keeps finished blocks: leave remask out, or use cache=None")
 
     def start(self, state: SamplerState) -> None:
         state.memory["cache.final"] = torch.zeros_like(state.block_end)  # columns left of it are kept with final tokens

@@ -56,6 +56,7 @@ def diffusion_generate(
     generation_tokens_hook_func: Callable[[int | None, Tensor, Tensor | None], Tensor] | None = None,
     generation_logits_hook_func: Callable[[int, Tensor, Tensor], Tensor] | None = None,
     seed: int = 0,
+    sampler: Callable[[int, Policy], Sampler] | None = None,
     **kwargs: Any,
 ) -> Tensor | DreamModelOutput:
     """Drop-in for Dream's `model.diffusion_generate(inputs, ...)`: int64 [B, P] -> int64 [B, L] or DreamModelOutput.
@@ -72,6 +73,9 @@ def diffusion_generate(
     - NaN logits raise (upstream falls back to greedy without a word).
     - Padding must be on the left; rows are computed without it, positions start at 0, as upstream's position ids do.
     - The tokens hook receives logits=None (upstream: the logits of the step). It must return a canvas of x's shape.
+
+    sampler: f(mask id, the policy that `alg`, `alg_temp` and `eps` ask for) -> the sampler to use, whose policy may be another.
+        `steps` is for policies on a schedule.
     """
     options = _options(model, generation_config, kwargs)
     mask_id = options["mask_token_id"]
@@ -95,7 +99,10 @@ def diffusion_generate(
         policy = FixedQuota(ORDERS[options["alg"]], grid, order_temperature=options["alg_temp"] or 0.0)  # type: ignore[arg-type]
     else:
         raise InvalidArgumentError(f"alg must be 'origin' or one of {sorted(ORDERS)}, got {options['alg']!r}")
-    sampler = DreamSampler(model, spec=ModelSpec(mask_id=mask_id, **DREAM), policy=policy)
+    if sampler is None:
+        chosen: Sampler = DreamSampler(model, spec=ModelSpec(mask_id=mask_id, **DREAM), policy=policy)
+    else:
+        chosen = sampler(mask_id, policy)
     editable = None
     if attention_mask is not None:
         if length and not bool(attention_mask[:, -1].all()):
@@ -117,12 +124,12 @@ def diffusion_generate(
         inputs = generation_tokens_hook_func(
             None, torch.nn.functional.pad(inputs, (0, new_tokens), value=mask_id), None
         )[:, :length]
-    output = sampler.generate(
+    output = chosen.generate(
         inputs,
         attention_mask=attention_mask,
         editable=editable,
         max_new_tokens=new_tokens,
-        steps=options["steps"],
+        steps=options["steps"] if chosen.policy.scheduled else None,
         temperature=options["temperature"],
         top_k=options["top_k"] or 0,
         top_p=1.0 if options["top_p"] is None else options["top_p"],

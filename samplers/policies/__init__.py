@@ -14,6 +14,7 @@ from dlm_samplers.policies.frozen_confidence import FrozenConfidence
 from dlm_samplers.policies.hierarchical import Hierarchical
 from dlm_samplers.policies.kl_stable import KLStable
 from dlm_samplers.policies.local_leap import LocalLeap
+from dlm_samplers.policies.low_confidence_dynamic import LowConfidenceDynamic
 from dlm_samplers.policies.margin import Margin
 from dlm_samplers.policies.pc_sampler import PCSampler, background_frequencies
 from dlm_samplers.policies.saber import Saber
@@ -36,6 +37,7 @@ __all__ = [
     "Hierarchical",
     "KLStable",
     "LocalLeap",
+    "LowConfidenceDynamic",
     "Margin",
     "Outlook",
     "PCSampler",

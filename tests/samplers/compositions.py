@@ -52,6 +52,9 @@ POLICIES = {
     s.Hierarchical: st.builds(s.Hierarchical, tau=unit, tau_low=unit),
     s.KLStable: st.builds(s.KLStable, tau_c=unit, epsilon=st.floats(0.01, 3.0), history=count, u=count, k=count),
     s.LocalLeap: st.builds(s.LocalLeap, tau=unit, tau_low=unit, radius=st.integers(0, 9)),
+    s.LowConfidenceDynamic: st.builds(
+        s.LowConfidenceDynamic, tau=st.sampled_from([0.0, 0.5, 0.9, 2.0]), denoising_steps=st.none() | st.integers(1, 9)
+    ),
     s.Margin: st.builds(s.Margin, tau=unit),
     s.SlowFast: st.builds(s.SlowFast, tau_min=unit, tau_high=unit, most_slow=st.integers(4, 8), window=count, u=count),
     s.PCSampler: st.builds(

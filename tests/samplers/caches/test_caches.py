@@ -21,6 +21,7 @@ from dlm_kernels.reference.philox import SUFFIX_STREAM  # noqa: E402
 from dlm_samplers import (  # noqa: E402
     AncestralUnmask,
     BlockCache,
+    ConfidenceDrop,
     Credit,
     DelayedCache,
     DreamSampler,
@@ -31,12 +32,14 @@ from dlm_samplers import (  # noqa: E402
     FixedQuota,
     KLStable,
     LLaDASampler,
+    LowConfidenceDynamic,
     ModelSpec,
     PrefixCache,
     Spaced,
     StableAndConfident,
     SuffixWindow,
     Threshold,
+    TokenEditing,
 )
 from dlm_samplers.compat import dkv_cache, fast_dllm  # noqa: E402
 from dlm_samplers.compat import llada as llada_swap  # noqa: E402
@@ -246,6 +249,20 @@ def test_a_block_cache_changes_nothing_in_a_block_causal_model(policy, temperatu
         assert torch.equal(cached.sequences, plain.sequences)
         assert torch.equal(cached.nfe, plain.nfe)
         assert cached.positions.sum() < plain.positions.sum() / 2
+
+
+@pytest.mark.parametrize("remask", [TokenEditing(0.1, 3), ConfidenceDrop()], ids=str)
+def test_a_block_cache_keeps_up_with_tokens_taken_back(remask):
+    model = sdar()
+    spec = spec_of(model, block_length=4)
+    settings = {"max_new_tokens": [3, 9, 14, 0, 8, 20, 5], "temperature": 1.0, "seed": 2}
+    parts = {"policy": LowConfidenceDynamic(0.3), "remask": remask, "spec": spec}
+    plain = LLaDASampler(model, **parts).generate(prompts(rows=7), **settings)
+    cached = LLaDASampler(model, **parts, cache=BlockCache()).generate(prompts(rows=7), **settings)
+    bare = LLaDASampler(model, **(parts | {"remask": None})).generate(prompts(rows=7), **settings)
+    assert torch.equal(cached.sequences, plain.sequences)
+    assert torch.equal(cached.nfe, plain.nfe)
+    assert not torch.equal(bare.sequences, plain.sequences), "nothing was taken back, so the test shows nothing"
 
 
 @pytest.mark.parametrize("cache", APPROXIMATE, ids=str)
