@@ -28,7 +28,7 @@ class LowConfidenceDynamic(Policy):
     tau: float | tuple[float, ...] = 0.85
     denoising_steps: int | None = None
 
-    statistics: ClassVar[Literal["model", "sampling"] | None] = "sampling"
+    statistics: ClassVar[Literal["model", "sampling"] | None] = "sampling"  # type: ignore[misc]  # no field here
     guarantee = Guarantee.APPROXIMATE
     promise = "a fixed threshold bounds no joint error once more than tau / (1 - tau) tokens commit together"
 

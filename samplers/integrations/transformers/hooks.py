@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dlm_samplers.sampler import Sampler
 
 
-def by_position(processor: Callable[[Tensor, Tensor], Tensor], mask_id: int) -> Callable[[Tensor, Tensor], Tensor]:
+def by_position(processor: Callable[..., Any], mask_id: int) -> Callable[[Tensor, Tensor], Tensor]:
     """A processor of transformers, `f(input_ids [B, n], scores [B, V])`, as one of `Sampler.generate`.
 
     It is called for every column that is masked in some row, with the tokens left of it, among them masks, and its scores in
