@@ -217,8 +217,9 @@ def uniform(seen: Seen) -> Contract:
 def diffusion_gemma(seen: Seen) -> Contract:
     return Contract(
         sampler=None,
-        instead="an encoder reads the prompt and a decoder denoises a canvas of random tokens, without a mask. Use its own "
-        "generate, or diffusers' DiffusionGemmaPipeline with a scheduler of dlm_samplers.integrations.diffusers",
+        instead="an encoder reads the prompt and a decoder denoises a canvas of random tokens, without a mask. Use "
+        "DiffusionGemmaSampler of dlm_samplers.integrations.transformers.diffusion_gemma, or diffusers' DiffusionGemmaPipeline "
+        "with a scheduler of dlm_samplers.integrations.diffusers",
     )
 
 
