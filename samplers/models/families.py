@@ -151,7 +151,7 @@ TIME_ARGUMENTS = ("timesteps", "sigma")
 
 
 def mdlm(seen: Seen) -> Contract:
-    """The checkpoint's class, `model(input_ids, timesteps)`: logits before SUBS."""
+    """The checkpoint's class, `model(input_ids, timesteps)`, or its network, `model(indices, sigma)`: logits before SUBS."""
     time = next(name for name in TIME_ARGUMENTS if seen.takes(name, by_name=True))
     arguments = {"time_argument": time, "sees_time": bool(seen.setting("time_conditioning"))}
     if not seen.takes("attention_mask", by_name=True):
@@ -240,6 +240,11 @@ def llava_llada(seen: Seen) -> Contract:
     return Contract({**_masks(seen, LLADA), "vocab_size": None}, LLADA_IDS, notes=(EMBEDDED_IMAGES,))
 
 
+def _is_masked_backbone(seen: Seen) -> bool:
+    """Duo's network has the same name."""
+    return _is_told_the_time(seen) and seen.setting("parameterization") in PARAMETERIZATIONS
+
+
 def _is_told_the_time(seen: Seen) -> bool:
     return any(seen.takes(name, by_name=True) for name in TIME_ARGUMENTS)
 
@@ -266,6 +271,7 @@ FAMILIES = (
     Family("Dream", _names("DreamModel"), _names("dream"), dream),
     Family("SDAR", _names("SDARForCausalLM", "SDARMoeForCausalLM"), _names("sdar", "sdar_moe"), sdar),
     Family("MDLM", _names("MDLM"), _names("mdlm"), mdlm, _is_told_the_time),
+    Family("MDLM's network", _names("DIT", "DiMamba"), frozenset(), mdlm, _is_masked_backbone),
     Family("BD3-LM", _names("BD3LM"), _names("bd3lm"), bd3lm, _is_told_the_time),
     Family("MDLM's training module", _names("Diffusion"), frozenset(), lightning, _is_training_module),
     Family("SEDD", _names("SEDD"), _names("sedd"), sedd, _is_told_the_time),

@@ -183,6 +183,15 @@ def test_the_training_module_of_mdlm_says_what_it_returns(parameterization, outp
     assert found.spec == expected
 
 
+def test_the_network_of_mdlm_is_not_taken_for_duos():
+    hydra = {"parameterization": "subs", "time_conditioning": False, "model": {"length": 1024}}
+    found = describe(named("DIT", Scored, hydra, vocab_size=50258))
+    assert found.spec == ModelSpec(50257, None, 50258, attention_mask="none", time_argument="sigma")
+    for other in ({}, {"algo": {"parameterization": "mean"}}):
+        with pytest.raises(UnknownModelError):
+            describe(named("DIT", Scored, other))
+
+
 def test_the_training_module_needs_more_than_its_common_name():
     with pytest.raises(UnknownModelError):
         describe(named("Diffusion", Scored))
@@ -410,7 +419,7 @@ def test_mdlm_is_sampled_as_it_was_conditioned():
         out = sampler.generate(prompts, max_new_tokens=4, block_length=None, steps=64, temperature=1.0)
         assert out.finished.all()
         assert (out.sequences != 10).all()
-        assert (out.nfe > 8).all() if timed else (out.nfe <= 4).all()
+        assert (out.nfe <= 4).all()  # a step without a flip costs no forward: the model is told the time of the next
     LLaDASampler(MDLM(False), policy=EventDriven())
     with pytest.raises(InvalidArgumentError, match="sees no time"):
         LLaDASampler(MDLM(True), policy=EventDriven())
