@@ -11,7 +11,6 @@ from torch import Tensor
 from dlm_kernels import InvalidArgumentError, absorbing_step_
 from dlm_samplers.compat.absorbing import Settings, Walk, clean_probabilities, fresh_seed, spec_for
 from dlm_samplers.models import Adapter, ModelSpec
-from dlm_samplers.models.adapter import LOG_LINEAR_EPS
 
 PREDICTORS = ("ddpm_cache", "ddpm", "analytic")
 
@@ -49,8 +48,7 @@ def sample(
       draw of their own, and noise is keyed by seed, row, position and step, so a row does not depend on its batch.
     - Upstream writes into the network's logits.
     - Canvases with prompts and blanks are accepted.
-    - Kept: "ddpm_cache" flips by t and tells the network of the noise at (1 - 1e-3) t; "ddpm" and "analytic", which have one
-      law but for the last forward, flip by the latter too.
+    - "ddpm" and "ddpm_cache" are one law. All tell the network of the noise at (1 - 1e-3) t, as there.
     """
     settings = Settings(model)
     spec = spec_for(model, spec, mask_index)
@@ -60,11 +58,10 @@ def sample(
     if predictor not in PREDICTORS:
         raise InvalidArgumentError(f"predictor must be one of {PREDICTORS}, got {predictor!r}")
     times = time_grid(steps, eps)
-    scale = 1.0 if predictor == "ddpm_cache" else 1 - LOG_LINEAR_EPS
     walk = Walk(model, spec, settings.canvas(model, x, batch_size, length, spec.mask_id), fresh_seed(seed))
     for i in range(steps):
-        alpha_t, alpha_s = 1 - scale * times[i], 1 - scale * times[i + 1]
-        walk.step(i, times[i], fill=(alpha_s - alpha_t) / (1 - alpha_t))
+        # At noise c t, whatever c: of the masks at t those stay that are masks at s.
+        walk.step(i, times[i], fill=1 - times[i + 1] / times[i])
     if noise_removal:
         walk.finish(steps, times[steps], temperature=float(predictor == "analytic"))
     return walk.x

@@ -66,6 +66,15 @@ def test_the_law_is_the_published_one(timed, predictor, noise_removal):
             mdlm.sample(model, steps + 1, x=x, **settings)  # levels that it was not made for
 
 
+@pytest.mark.parametrize("predictor", mdlm.PREDICTORS)
+def test_at_the_end_of_the_grid_the_share_of_masks_is_its_last_level(predictor):
+    model, x = Table(), torch.full((ROWS, 2), 3)
+    settings = {"eps": 0.2, "predictor": predictor, "noise_removal": False, "spec": spec(model), "seed": 1}
+    for steps in (1, 5):
+        left = (mdlm.sample(model, steps, x=x, **settings) == model.mask).double().mean()
+        assert abs(left - 0.2) < 5 * (0.2 * 0.8 / x.numel()) ** 0.5
+
+
 @pytest.mark.parametrize("noise_removal", [True, False])
 def test_the_last_forward_takes_the_likeliest_token(noise_removal):
     model = Table(vocabulary=6, length=4, seed=2)

@@ -143,6 +143,40 @@ def test_without_remasking_it_is_mdlm_token_for_token():
         assert torch.equal(remdm.sample(model, 9, x=x, spec=spec(model), seed=5, **settings), expected)
 
 
+@pytest.mark.parametrize("nucleus_p", [1.0, 0.6])
+def test_conf_masks_again_what_it_was_least_sure_of_when_it_filled_it(monkeypatch, nucleus_p):
+    """Step by step: the limit, shared out by softmax of minus the probability that each token had in its forward."""
+    model, steps, worst = Table(vocabulary=4, length=3, seed=9), 6, 0.0
+    conf, dt = [[None] * 3 for _ in range(200)], (1 - EPS) / 6
+
+    class Watched(remdm.Walk):
+        def step(self, number, t, fill, remask):
+            nonlocal worst
+            before = self.x.clone()
+            limit = min(1.0, (t - dt) / (1 - t)) if number else 1.0
+            for row, canvas in enumerate(before.tolist()):
+                weight = [0.0 if c is None else math.exp(c) for c in conf[row]]
+                expected = [limit * w / (sum(weight) or 1.0) for w in weight]
+                worst = max(worst, *(abs(e - float(r)) for e, r in zip(expected, remask[row], strict=True)))
+                assert all(c is None for c, token in zip(conf[row], canvas, strict=True) if token == model.mask)
+            result = super().step(number, t, fill, remask)
+            for row, (old, new) in enumerate(zip(before.tolist(), self.x.tolist(), strict=True)):
+                for i in range(3):
+                    if new[i] == model.mask:
+                        conf[row][i] = None
+                    elif old[i] == model.mask:
+                        ranked, nucleus = sorted(model.p(old)[i], reverse=True), 0.0
+                        for p in ranked:
+                            nucleus += p if nucleus < nucleus_p else 0.0
+                        conf[row][i] = -model.p(old)[i][new[i]] / nucleus
+            return result
+
+    monkeypatch.setattr(remdm, "Walk", Watched)
+    x = torch.full((200, 3), model.mask)
+    remdm.sample(model, steps, sampler="remdm-conf", nucleus_p=nucleus_p, x=x, spec=spec(model), seed=0)
+    assert worst < 1e-5
+
+
 @pytest.mark.parametrize("sampler", KINDS)
 def test_given_tokens_stay(sampler):
     model = Table(vocabulary=5, length=4)
