@@ -45,6 +45,7 @@ class Loop:
             and self.processor is None
             and not self.cfg_scale
             and not any(part.needs_logits for part in self.parts)
+            and not torch.is_autocast_enabled(self.run.tokens.device.type)  # where states and head may differ in dtype
         )
         tempered = self.scoring["confidence"] == "sampling" and self.scoring["temperature"] > 0
         self.measured_at = self.scoring["temperature"] if tempered else 1.0

@@ -118,7 +118,7 @@ class Walk:
         return score_tokens(
             logits,
             eligible=where,
-            suppress_ids=[*adapter.spec.never],
+            suppress_ids=_never(adapter.spec),
             confidence="sampling",
             seed=self.seed,
             row_ids=self.row_ids[rows],
@@ -130,6 +130,11 @@ def clean_probabilities(adapter: Adapter, x: Tensor, t: Tensor) -> Tensor:
     """MDLM's SUBS: float32 [B, L, V], never the mask, and where there is a token that token."""
     spec, masked = adapter.spec, x == adapter.spec.mask_id
     logits = adapter.align(adapter.forward(x, None, t)).float()
-    logits = logits.index_fill(-1, torch.tensor([*spec.never], device=x.device), -torch.inf)
+    logits = logits.index_fill(-1, torch.tensor(_never(spec), device=x.device), -torch.inf)
     p = logits.softmax(-1).masked_fill_(~masked[:, :, None], 0)
     return p.scatter_(-1, x[:, :, None], (~masked).to(p)[:, :, None])
+
+
+def _never(spec: ModelSpec) -> list[int]:
+    """The mask is no token, whatever else is suppressed."""
+    return sorted({spec.mask_id, *spec.never})

@@ -364,6 +364,13 @@ def test_wrappers_are_looked_through_and_the_tokens_are_the_same(real, wrapped):
     assert torch.equal(ours.sequences, theirs.sequences)
 
 
+def test_under_autocast_the_head_is_left_to_the_model(real):
+    cls = DreamSampler if describe(real).family == "Dream" else LLaDASampler
+    with torch.autocast("cpu", torch.bfloat16):
+        out = cls(real).generate([[1, 2, 3]], max_new_tokens=8)
+    assert out.finished.all()
+
+
 def test_the_description_of_a_real_architecture_holds(real):
     found = describe(real)
     seen = probe(real)
