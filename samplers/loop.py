@@ -45,11 +45,13 @@ class Loop:
             and self.processor is None
             and not self.cfg_scale
             and not any(part.needs_logits for part in self.parts)
+            and not torch.is_autocast_enabled(self.run.tokens.device.type)  # where states and head may differ in dtype
         )
         tempered = self.scoring["confidence"] == "sampling" and self.scoring["temperature"] > 0
         self.measured_at = self.scoring["temperature"] if tempered else 1.0
-        # A processor may count its calls; a model that sees time says something else in the next step.
-        self.foresees = sampler.policy.foresees and self.processor is None and not sampler.spec.sees_time
+        # A processor may count its calls, and so may a model that knows the time without being told.
+        counts = self.processor is not None or (sampler.spec.sees_time and sampler.spec.time_argument is None)
+        self.foresees = sampler.policy.foresees and not counts
         self.checked_vocabulary = sampler.spec.vocab_size is not None
         self.verified_steps = None if sampler.verify is None else sampler.verify.begin(self)
 

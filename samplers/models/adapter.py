@@ -124,7 +124,7 @@ class Adapter:
                 f"got {list(result.shape)}"
             )
         if self.spec.output == "log_score":
-            mask = torch.tensor([self.spec.mask_id], device=result.device)
+            mask = torch.full((1,), self.spec.mask_id, device=result.device)
             result = result.index_fill(-1, mask, -torch.inf)  # the score of a mask is 1 by definition and no token's
         return result
 

@@ -106,7 +106,7 @@ def _spec(seen: Seen, contract: Contract, mask_id: int | None, eos_id: int | Non
     assert contract.arguments is not None
     vocab_size = contract.vocab_size
     if vocab_size is None:
-        stated = seen.setting("vocab_size")
+        stated = seen.setting("vocab_size") or getattr(seen.inner, "vocab_size", None)
         vocab_size = stated if isinstance(stated, int) else None
     known_mask, known_eos = _known(contract.ids, vocab_size)
     if mask_id is None:

@@ -33,6 +33,10 @@ TWO_D_MASK = (
     "A 2D attention_mask is not block-causal in the published code: of ones it is bidirectional, with a zero causal. The "
     "spec builds the 4D mask; probe(model, spec) shows it."
 )
+ANCESTRAL = (
+    "Its published sampler is compat.mdlm.sample; as a composition LLaDASampler(model, policy=AncestralUnmask()) with "
+    "block_length=None and temperature=1.0."
+)
 EMBEDDED_IMAGES = (
     "Images enter as inputs_embeds, which token samplers do not pass: text prompts alone, or a callable that embeds the image "
     "and the tokens itself."
@@ -122,7 +126,7 @@ def dream(seen: Seen) -> Contract:
 
 
 def _blocks(seen: Seen, mask: str, default: int, ids: Ids, note: str) -> Contract:
-    block_length = seen.setting("block_length", "block_size", "canvas_length")
+    block_length = seen.setting("block_length", "block_size")
     notes: tuple[str, ...] = (note,)
     if not isinstance(block_length, int) or isinstance(block_length, bool):
         block_length = default
@@ -151,12 +155,12 @@ TIME_ARGUMENTS = ("timesteps", "sigma")
 
 
 def mdlm(seen: Seen) -> Contract:
-    """The checkpoint's class, `model(input_ids, timesteps)`: logits before SUBS."""
+    """The checkpoint's class, `model(input_ids, timesteps)`, or its network, `model(indices, sigma)`: logits before SUBS."""
     time = next(name for name in TIME_ARGUMENTS if seen.takes(name, by_name=True))
     arguments = {"time_argument": time, "sees_time": bool(seen.setting("time_conditioning"))}
     if not seen.takes("attention_mask", by_name=True):
         arguments["attention_mask"] = "none"
-    return Contract(arguments, GPT2_MASK_IDS)
+    return Contract(arguments, GPT2_MASK_IDS, notes=(ANCESTRAL,))
 
 
 def bd3lm(seen: Seen) -> Contract:
@@ -193,7 +197,7 @@ def lightning(seen: Seen) -> Contract:
         "sees_time": bool(inner.time_conditioning),
         "output": PARAMETERIZATIONS[inner.parameterization],
     }
-    return Contract(arguments, mask_id=int(inner.mask_index), vocab_size=int(inner.vocab_size))
+    return Contract(arguments, mask_id=int(inner.mask_index), vocab_size=int(inner.vocab_size), notes=(ANCESTRAL,))
 
 
 def sedd(seen: Seen) -> Contract:
@@ -241,6 +245,11 @@ def llava_llada(seen: Seen) -> Contract:
     return Contract({**_masks(seen, LLADA), "vocab_size": None}, LLADA_IDS, notes=(EMBEDDED_IMAGES,))
 
 
+def _is_masked_backbone(seen: Seen) -> bool:
+    """Duo's network has the same name."""
+    return _is_told_the_time(seen) and seen.setting("parameterization") in PARAMETERIZATIONS
+
+
 def _is_told_the_time(seen: Seen) -> bool:
     return any(seen.takes(name, by_name=True) for name in TIME_ARGUMENTS)
 
@@ -267,6 +276,7 @@ FAMILIES = (
     Family("Dream", _names("DreamModel"), _names("dream"), dream),
     Family("SDAR", _names("SDARForCausalLM", "SDARMoeForCausalLM"), _names("sdar", "sdar_moe"), sdar),
     Family("MDLM", _names("MDLM"), _names("mdlm"), mdlm, _is_told_the_time),
+    Family("MDLM's network", _names("DIT", "DiMamba"), frozenset(), mdlm, _is_masked_backbone),
     Family("BD3-LM", _names("BD3LM"), _names("bd3lm"), bd3lm, _is_told_the_time),
     Family("MDLM's training module", _names("Diffusion"), frozenset(), lightning, _is_training_module),
     Family("SEDD", _names("SEDD"), _names("sedd"), sedd, _is_told_the_time),

@@ -116,7 +116,7 @@ def probe(
                 f"model: called as the description says, it raises {type(error).__name__}: {error}"
             ) from error
         if spec.output == "subs":  # its -1e6 would be the spread
-            logits = logits.index_fill(-1, torch.tensor([spec.mask_id], device=device), -torch.inf)
+            logits = logits.index_fill(-1, torch.full((1,), spec.mask_id, device=device), -torch.inf)
         return logits
 
     generator = torch.Generator().manual_seed(seed)

@@ -34,7 +34,8 @@ class ModelSpec:
     hidden, lm_head: attributes of the model: what is called like the model and returns the states [B, L, D] (or an object
         with .last_hidden_state) that the head, a linear layer, is applied to. With both, logits are computed at the
         positions that may change alone, and never held. None: the model is called for its logits.
-    sees_time: the model knows how far a row is in more ways than by its masks, so that no forward may be left out.
+    sees_time: the model knows how far a row is in more ways than by its masks: what it says of a canvas holds for one step, and
+        unless it is told the time no forward may be left out.
     time_argument: name of the model's keyword for the noise level sigma, float32 [B], e^-sigma being the share of clean tokens;
         None: there is none. Without `sees_time` it gets zeros, as MDLM does when it is trained without time conditioning (a log
         score: sigma all the same, for its scale).

@@ -183,6 +183,15 @@ def test_the_training_module_of_mdlm_says_what_it_returns(parameterization, outp
     assert found.spec == expected
 
 
+def test_the_network_of_mdlm_is_not_taken_for_duos():
+    hydra = {"parameterization": "subs", "time_conditioning": False, "model": {"length": 1024}}
+    found = describe(named("DIT", Scored, hydra, vocab_size=50258))
+    assert found.spec == ModelSpec(50257, None, 50258, attention_mask="none", time_argument="sigma")
+    for other in ({}, {"algo": {"parameterization": "mean"}}):
+        with pytest.raises(UnknownModelError):
+            describe(named("DIT", Scored, other))
+
+
 def test_the_training_module_needs_more_than_its_common_name():
     with pytest.raises(UnknownModelError):
         describe(named("Diffusion", Scored))
@@ -352,6 +361,13 @@ def test_wrappers_are_looked_through_and_the_tokens_are_the_same(real, wrapped):
     assert torch.equal(ours.sequences, theirs.sequences)
 
 
+def test_under_autocast_the_head_is_left_to_the_model(real):
+    cls = DreamSampler if describe(real).family == "Dream" else LLaDASampler
+    with torch.autocast("cpu", torch.bfloat16):
+        out = cls(real).generate([[1, 2, 3]], max_new_tokens=8)
+    assert out.finished.all()
+
+
 def test_the_description_of_a_real_architecture_holds(real):
     found = describe(real)
     seen = probe(real)
@@ -407,7 +423,7 @@ def test_mdlm_is_sampled_as_it_was_conditioned():
         out = sampler.generate(prompts, max_new_tokens=4, block_length=None, steps=64, temperature=1.0)
         assert out.finished.all()
         assert (out.sequences != 10).all()
-        assert (out.nfe > 8).all() if timed else (out.nfe <= 4).all()
+        assert (out.nfe <= 4).all()  # a step without a flip costs no forward: the model is told the time of the next
     LLaDASampler(MDLM(False), policy=EventDriven())
     with pytest.raises(InvalidArgumentError, match="sees no time"):
         LLaDASampler(MDLM(True), policy=EventDriven())
