@@ -22,7 +22,8 @@ class ModelSpec:
         tokens (LLaDA). "4d_bool": [B, 1, L, L] bool, the outer product (Dream). "4d_block": bool, that and block-causal, with
         or without padding. "none": the model cannot ignore padding, so all rows of a batch must have the same length.
     full_attention_mask: what it gets when there is no padding: None, or the string that Dream's code expects.
-    position_ids: name of the keyword for [B, L] position ids, which are passed only with padding; None: never passed.
+    position_ids: name of the keyword for [B, L] position ids, which are passed only with padding and with "4d_block"; None:
+        never passed.
     block_length: of block-causal attention, in columns from the left edge, which are then the sampler's blocks; None: every
         position sees every other.
     any_attention: the model honours any [B, 1, L, L] bool `attention_mask`, True where a row's query may look at a column's
