@@ -37,12 +37,15 @@ def recognise(model: Any, *, mask_id: int | None = None, eos_id: int | None = No
         if block is not None:
             sizes = (getattr(config, key, None) for key in ("block_length", "block_size"))
             defaults["block_length"] = next((size for size in sizes if isinstance(size, int)), block)
-        if isinstance(getattr(model, "lm_head", None), nn.Linear) and isinstance(
-            getattr(model, "model", None), nn.Module
-        ):
-            defaults |= {"hidden": "model", "lm_head": "lm_head"}
-        return ModelSpec.of(model, mask_id=mask_id, eos_id=eos_id, **defaults)
+        return ModelSpec.of(model, mask_id=mask_id, eos_id=eos_id, **defaults, **states_of(model))
     known = ", ".join(name for name, *_ in FAMILIES)
     raise InvalidArgumentError(
         f"{type(model).__name__} is not one of the model families known by name ({known}); pass spec=ModelSpec(...)"
     )
+
+
+def states_of(model: Any) -> dict[str, str]:
+    """Fields of `ModelSpec`: where the hidden states and the head are, if they are where transformers' own models have them."""
+    head, trunk = getattr(model, "lm_head", None), getattr(model, "model", None)
+    found = isinstance(head, nn.Linear) and isinstance(trunk, nn.Module)
+    return {"hidden": "model", "lm_head": "lm_head"} if found else {}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from diffusers import BlockRefinementScheduler, LLaDA2Pipeline
 from diffusers.pipelines.llada2.pipeline_llada2 import LLaDA2PipelineOutput
-from torch import Tensor, nn
+from torch import Tensor
 
 from dlm_kernels import InvalidArgumentError
 from dlm_samplers.composition import Composition
@@ -24,6 +24,7 @@ from dlm_samplers.models import ModelMismatchError, ModelSpec
 from dlm_samplers.models.adapter import Adapter, device_of
 from dlm_samplers.models.block_mask import attention_of
 from dlm_samplers.policies import LowConfidenceDynamic
+from dlm_samplers.recognise import BLOCK_CAUSAL, states_of
 from dlm_samplers.remask import TokenEditing
 from dlm_samplers.state import SamplerState
 from dlm_samplers.stopping import EndOfText, StoppingRule
@@ -87,15 +88,12 @@ def pipeline_methods(
 def _describe(pipe: Any, mask_id: int | None, eos_id: int | None) -> ModelSpec:
     """LLaDA2's contract, but for the block. Without a mask token, which may come with the call, its id is `UNKNOWN`."""
     model = pipe.model
-    states: dict[str, Any] = {}
-    if isinstance(getattr(model, "lm_head", None), nn.Linear) and isinstance(getattr(model, "model", None), nn.Module):
-        states = {"hidden": "model", "lm_head": "lm_head"}
     mask_id = pipe.mask_token_id if mask_id is None else mask_id
     eos_id = pipe.eos_token_id if eos_id is None else eos_id
     if mask_id is None:
         mask_id = getattr(getattr(model, "config", None), "mask_token_id", None)
-    contract = {"attention_mask": "4d_block", "position_ids": "position_ids", "block_length": 1}
-    return ModelSpec(mask_id=UNKNOWN if mask_id is None else mask_id, eos_id=eos_id, **contract, **states)  # type: ignore[arg-type]
+    known = UNKNOWN if mask_id is None else mask_id
+    return ModelSpec(mask_id=known, eos_id=eos_id, block_length=1, **BLOCK_CAUSAL, **states_of(model))
 
 
 class AdditiveMasks:
