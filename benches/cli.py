@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dlm_benches.integrations.pipelines import pipelines
 from dlm_benches.integrations.schedulers import schedulers
 from dlm_benches.kernels.command import compare, kernels
 from dlm_benches.resources import resources
@@ -17,6 +18,7 @@ app = typer.Typer(
 )
 app.command()(kernels)
 app.command()(compare)
+app.command()(pipelines)
 app.command()(resources)
 app.command()(samplers)
 app.command()(schedulers)

@@ -139,13 +139,8 @@ def accelerate(
 
 def restore(target: Any) -> None:
     """Takes every acceleration off: the object is what it was. Nothing to do for one that has none."""
-    while (owner := _owner(target)) is not None:
-        owner.restore()
-
-
-def _owner(target: Any) -> Acceleration[Any] | None:
-    """Of the acceleration put on last."""
-    for value in vars(target).values():
-        if isinstance(value, Replacement):
-            return value.owner
-    return getattr(type(target), "_dlm_owner", None)
+    for value in list(vars(target).values()):
+        while isinstance(value, Replacement):
+            value.owner.restore()
+            value = value.before
+    target.__class__ = getattr(type(target), "_dlm_original", type(target))

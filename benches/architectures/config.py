@@ -93,3 +93,12 @@ class SDARStyleConfig(MaskedDiffusionConfig):
         super().__init__(
             num_key_value_heads=num_key_value_heads, block_length=block_length, rope_theta=rope_theta, **kwargs
         )
+
+
+class LLaDA2StyleConfig(SDARStyleConfig):
+    """LLaDA2 (arXiv:2512.15745): blocks of 32."""
+
+    model_type = "dlm_kernels_llada2_style"
+
+    def __init__(self, block_length: int | None = 32, **kwargs: Any) -> None:
+        super().__init__(block_length=block_length, **kwargs)

@@ -16,6 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from dlm_benches.architectures.config import (
     DreamStyleConfig,
+    LLaDA2StyleConfig,
     LLaDAStyleConfig,
     MaskedDiffusionConfig,
     SDARStyleConfig,
@@ -222,3 +223,23 @@ class SDARStyleModel(MaskedDiffusionModel):
     """Called as SDAR is: `model(ids, mask, position_ids=, past_key_values=, store_kv=)`; no mask: block-causal."""
 
     config_class = SDARStyleConfig
+
+
+class LLaDA2StyleModel(MaskedDiffusionModel):
+    """Called as LLaDA2's released code is, and reads masks as that does: 4D ones as they are, bool or added; a 2D mask of ones,
+    or none, is full attention, and one with a zero causal attention. Blocks are the caller's to ask for.
+    """
+
+    config_class = LLaDA2StyleConfig
+
+    def forward(
+        self, input_ids: Tensor | None = None, attention_mask: Any = None, **kwargs: Any
+    ) -> CausalLMOutputWithPast:
+        if input_ids is not None and (attention_mask is None or attention_mask.ndim == 2):
+            rows, length = input_ids.shape
+            seen = torch.ones(rows, 1, length, length, dtype=torch.bool, device=input_ids.device)
+            if attention_mask is not None and not bool(attention_mask.all()):
+                own = torch.eye(length, dtype=torch.bool, device=input_ids.device)
+                seen = (seen.tril() & attention_mask.bool()[:, None, None]) | own
+            attention_mask = seen
+        return super().forward(input_ids, attention_mask, **kwargs)

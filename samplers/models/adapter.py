@@ -92,10 +92,10 @@ class Adapter:
                 kwargs["attention_mask"] = valid.long()
             else:
                 kwargs["attention_mask"] = valid[:, None, :, None] & valid[:, None, None, :]
-            if spec.position_ids is not None:
-                kwargs[spec.position_ids] = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         elif spec.full_attention_mask is not None:
             kwargs["attention_mask"] = spec.full_attention_mask
+        if spec.position_ids is not None and (valid is not None or spec.attention_mask.startswith("4d_block")):
+            kwargs[spec.position_ids] = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         return self._checked(function(tokens, **kwargs), name, last, tokens)
 
     def _keywords(self, tokens: Tensor, valid: Tensor | None, noise: Tensor | None) -> dict[str, Any]:

@@ -114,7 +114,7 @@ class Seen:
         takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
         return keyword in parameters or (takes_all and not by_name)
 
-    def split(self, hidden: str, lm_head: str) -> dict[str, str]:
+    def split(self, hidden: str, lm_head: str) -> dict[str, Any]:
         """`hidden` and `lm_head` for a spec, where the inner model has them and the head is a plain linear layer.
 
         Nothing where a wrapper has to be called, or where the head is quantised, offloaded or wrapped.

@@ -25,7 +25,8 @@ class ModelSpec:
         or without padding (SDAR). "4d_block_additive": the same as 0 and -inf in the model's own dtype (LLaDA2). "none": the
         model cannot ignore padding, so all rows of a batch must have the same length.
     full_attention_mask: what it gets when there is no padding: None, or the string that Dream's code expects.
-    position_ids: name of the keyword for [B, L] position ids, which are passed only with padding; None: never passed.
+    position_ids: name of the keyword for [B, L] position ids, which are passed only with padding and with block masks; None:
+        never passed.
     block_length: of block-causal attention, in columns from the left edge, which are then the sampler's blocks; None: every
         position sees every other.
     any_attention: the model honours any [B, 1, L, L] bool `attention_mask`, True where a row's query may look at a column's
@@ -142,3 +143,6 @@ DREAM: dict[str, Any] = {
     "position_ids": "position_ids",
 }
 """Contract of Dream and DiffuCoder."""
+
+BLOCK_CAUSAL: dict[str, Any] = {"attention_mask": "4d_block", "position_ids": "position_ids"}
+"""Contract of SDAR and of LLaDA2 under a bool mask, but for the block."""

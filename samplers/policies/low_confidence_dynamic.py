@@ -39,11 +39,14 @@ class LowConfidenceDynamic(Policy):
         if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
             raise InvalidArgumentError(f"denoising_steps must be an int >= 1 or None, got {steps!r}")
 
+    def quota(self, state: SamplerState) -> int | Tensor:
+        """Of this step: one number, or int64 [B]."""
+        if self.denoising_steps is None:
+            return 1
+        size = state.length if state.block_length is None else torch.full_like(state.length, state.block_length)
+        return size // self.denoising_steps + (state.block_step < size % self.denoising_steps)
+
     def select(self, scores: TokenScores, state: SamplerState) -> Tensor:
         # A tensor, for as a number a threshold has to lie in (0, 1].
         tau = torch.as_tensor(state.per_request(self.tau), dtype=torch.float32, device=state.tokens.device)
-        quota: int | Tensor = 1
-        if self.denoising_steps is not None:
-            size = state.length if state.block_length is None else torch.full_like(state.length, state.block_length)
-            quota = size // self.denoising_steps + (state.block_step < size % self.denoising_steps)
-        return select_positions(scores.confidence, state.active, quota=quota, threshold=tau, strict=True)
+        return select_positions(scores.confidence, state.active, quota=self.quota(state), threshold=tau, strict=True)
