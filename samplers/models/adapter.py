@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -193,16 +193,15 @@ class Adapter:
 
 def device_of(model: Any) -> torch.device:
     """Where a model's parameters are; the CPU for a callable without any."""
-    first = _first_parameter(model)
+    first = next(_parameters(model), None)
     return torch.device("cpu") if first is None else first.device
 
 
 def dtype_of(model: Any) -> torch.dtype:
-    """Of a model's floating-point parameters; float32 for a callable without any."""
-    first = _first_parameter(model)
-    return torch.float32 if first is None or not first.is_floating_point() else first.dtype
+    """Of a model's floating-point parameters, the first; float32 for a callable without any."""
+    return next((p.dtype for p in _parameters(model) if p.is_floating_point()), torch.float32)
 
 
-def _first_parameter(model: Any) -> Tensor | None:
+def _parameters(model: Any) -> Iterator[Tensor]:
     parameters = getattr(model, "parameters", None)
-    return next(iter(parameters()), None) if callable(parameters) else None
+    return iter(parameters()) if callable(parameters) else iter(())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dlm_kernels import InvalidArgumentError
-from dlm_samplers.models.adapter import Adapter, device_of
+from dlm_samplers.models.adapter import Adapter, device_of, dtype_of
 from dlm_samplers.models.describe import recognise
 from dlm_samplers.models.spec import ModelSpec
 
@@ -147,7 +147,9 @@ def probe(
         return _pattern(threshold < _distance(logits[:-1], logits[-1]).T)  # [output, changed token]
 
     attention, block_length = attention_of(logits)
-    tolerance = max(16 * noise, 1e-4 * spread)
+    # Beside padding other kernels run, which round otherwise.
+    rounding = 16 * torch.finfo(dtype_of(model)).eps
+    tolerance = max(16 * noise, max(1e-4, rounding) * spread)
     sides: dict[str, Padding] = {}
     for side in ("left", "right"):
         asked = spec.attention_mask != "none" and not (side == "left" and spec.block_length is not None)

@@ -238,7 +238,12 @@ def test_a_head_that_is_not_a_plain_linear_layer_is_left_to_the_model():
     quantised.weight = nn.Parameter(torch.zeros(4, 2, dtype=torch.uint8), requires_grad=False)
     offloaded = nn.Linear(2, 4, device="meta")
     wrapped = type("Adapted", (nn.Linear,), {})(2, 4)
-    for head in (quantised, offloaded, wrapped, nn.Identity()):
+    subclass = nn.Linear(2, 4)
+    subclass.weight = nn.Parameter(torch.zeros(4, 2).as_subclass(type("Quantised", (torch.Tensor,), {})))
+    hooked, replaced = nn.Linear(2, 4), nn.Linear(2, 4)
+    hooked.register_forward_hook(lambda *_: None)
+    replaced.forward = lambda x: x
+    for head in (quantised, offloaded, wrapped, subclass, hooked, replaced, nn.Identity()):
         assert describe(named("DreamModel", Parts, config, head=head)).spec.hidden is None
     model = named("DreamModel", Parts, config)
     model.model.forward = lambda input_ids, attention_mask=None, **kwargs: None  # would drop the position ids
@@ -363,6 +368,7 @@ def test_wrappers_are_looked_through_and_the_tokens_are_the_same(real, wrapped):
 
 def test_under_autocast_the_head_is_left_to_the_model(real):
     cls = DreamSampler if describe(real).family == "Dream" else LLaDASampler
+    real.model.norm = nn.Linear(64, 64)  # so that the states are bf16 there, and the head's weights are not
     with torch.autocast("cpu", torch.bfloat16):
         out = cls(real).generate([[1, 2, 3]], max_new_tokens=8)
     assert out.finished.all()
