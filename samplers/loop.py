@@ -102,6 +102,8 @@ class Loop:
             output, beside = self._forward_beside(state, companions)
         elif sampler.cache is not None:
             (output, computed), head = sampler.cache.forward(adapter, state), adapter.head
+            if head is None:
+                output = adapter.apply_head(output)
         elif self.from_hidden:
             output, head = adapter.hidden(state.tokens, valid), adapter.head
         elif self.cfg_scale:

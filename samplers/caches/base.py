@@ -38,7 +38,7 @@ class Cache(Part, ABC):
 
     def check(self, sampler: Sampler) -> None:
         name = type(self).__name__
-        if sampler.adapter.head is None:
+        if sampler.adapter.lm_head is None:
             raise InvalidArgumentError(
                 f"{name} scores hidden states: give spec=ModelSpec(..., hidden='model', lm_head='lm_head')"
             )

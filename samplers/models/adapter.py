@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlm_kernels import InvalidArgumentError, TokenScores, score_hidden, score_tokens
 from dlm_samplers.evaluation import Head, by_position
@@ -40,18 +41,27 @@ class Adapter:
             )
         self.model = model
         self.spec = spec
+        # With spec.hidden: `lm_head` is the model's own, `head` the matrix that it is, where it is no more than that.
         self.head: Head | None = None
+        self.lm_head: Callable[[Tensor], Tensor] | None = None
         self._trunk: Callable[..., Any] | None = None
         if spec.hidden is not None and spec.lm_head is not None:
             try:
                 self._trunk = attrgetter(spec.hidden)(model)
-                head = attrgetter(spec.lm_head)(model)
-                self.head = Head(head.weight, getattr(head, "bias", None))
+                self.lm_head = attrgetter(spec.lm_head)(model)
             except AttributeError as error:
                 raise InvalidArgumentError(
                     f"spec.hidden = {spec.hidden!r}, spec.lm_head = {spec.lm_head!r}: {type(model).__name__} has no such "
                     f"attribute: {error}"
                 ) from error
+            self.head = as_matrix(self.lm_head)
+            if self.head is None:
+                warnings.warn(
+                    f"spec.lm_head = {spec.lm_head!r} is a {type(self.lm_head).__name__} that does more than multiply by a "
+                    "plain matrix (quantised, adapted or hooked): its own logits are used, [B, L, V] at once",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
 
     def forward(self, tokens: Tensor, valid: Tensor | None, noise: Tensor | None = None) -> Tensor:
         """Logits [B, L, V] of tokens [B, L], in the model's own alignment.
@@ -63,9 +73,14 @@ class Adapter:
         return self._call(self.model, "logits", "V", tokens, valid, noise)
 
     def hidden(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
-        """What the LM head `self.head` is applied to, [B, L, D]; as `forward`. Only with `spec.hidden`."""
+        """What the LM head is applied to, [B, L, D]; as `forward`. Only with `spec.hidden`."""
         assert self._trunk is not None
         return self._call(self._trunk, "last_hidden_state", "D", tokens, valid)
+
+    def apply_head(self, hidden: Tensor) -> Tensor:
+        """Logits [B, L, V] of hidden states [B, L, D], by the model's own head. Only with `spec.lm_head`."""
+        assert self.lm_head is not None
+        return self.lm_head(hidden)
 
     def attend(self, tokens: Tensor, attention: Tensor, position_ids: Tensor, noise: Tensor | None = None) -> Tensor:
         """Logits [B, L, V] under an attention mask bool [B, L, L] and position ids [B, L]. With `spec.any_attention`."""
@@ -189,6 +204,20 @@ class Adapter:
             return score(output, slice(None))
         first, rest = score(output[:, :1], slice(0, 1)), score(output[:, :-1], slice(1, None))
         return TokenScores(*(torch.cat(pair, dim=1) for pair in zip(first, rest, strict=True)))
+
+
+def as_matrix(module: Any) -> Head | None:
+    """The matrix that an LM head multiplies by; None when calling it does anything else.
+
+    A quantised layer has no such matrix, or a tensor subclass that calls itself floating-point and only `linear` understands;
+    a LoRA layer shows the matrix without what it adds to it; an offloaded one has it elsewhere.
+    """
+    if type(module) is not nn.Linear or "forward" in vars(module):
+        return None
+    plain = all(type(part) in (Tensor, nn.Parameter, type(None)) for part in (module.weight, module.bias))
+    plain = plain and module.weight.is_floating_point() and not module.weight.is_meta
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    return Head(module.weight, module.bias) if plain and not hooked else None
 
 
 def device_of(model: Any) -> torch.device:

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from dlm_samplers.models.adapter import as_matrix
+
 WRAPPERS = ("_orig_mod", "module")
 """Attributes under which torch.compile, DataParallel and DistributedDataParallel keep the model."""
 
@@ -120,7 +122,7 @@ class Seen:
         Nothing where a wrapper has to be called, or where the head is quantised, offloaded, adapted or hooked.
         """
         trunk, head = _at(self.inner, hidden), _at(self.inner, lm_head)
-        if self.path is None or not isinstance(trunk, nn.Module) or not _is_matrix(head):
+        if self.path is None or not isinstance(trunk, nn.Module) or as_matrix(head) is None:
             return {}
         return {"hidden": self.path + hidden, "lm_head": self.path + lm_head}
 
@@ -149,14 +151,6 @@ def _at(model: Any, path: str) -> Any:
         return attrgetter(path)(model)
     except AttributeError:
         return None
-
-
-def _is_matrix(head: Any) -> bool:
-    """True for a linear layer that is all its weight and bias say, and nothing more."""
-    if type(head) is not nn.Linear or "forward" in vars(head) or head._forward_hooks or head._forward_pre_hooks:
-        return False
-    # torchao keeps quantised weights in a subclass of Tensor that calls itself floating-point.
-    return type(head.weight) is nn.Parameter and head.weight.is_floating_point() and not head.weight.is_meta
 
 
 def _is_wrapper(model: Any, name: str) -> bool:

@@ -34,7 +34,8 @@ class ModelSpec:
     suppressed_ids: tokens never generated; None means the mask token alone.
     hidden, lm_head: attributes of the model: what is called like the model and returns the states [B, L, D] (or an object
         with .last_hidden_state) that the head, a linear layer, is applied to. With both, logits are computed at the
-        positions that may change alone, and never held. None: the model is called for its logits.
+        positions that may change alone, and never held. None: the model is called for its logits, as it is, with a warning,
+        where the head is more than a matrix (quantised, with LoRA).
     sees_time: the model knows how far a row is in more ways than by its masks: what it says of a canvas holds for one step, and
         unless it is told the time no forward may be left out.
     time_argument: name of the model's keyword for the noise level sigma, float32 [B], e^-sigma being the share of clean tokens;
