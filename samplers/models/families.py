@@ -72,18 +72,18 @@ class Family:
     contract: Callable[[Seen], Contract]
     applies: Callable[[Seen], bool] = lambda seen: True
 
-    def evidence(self, seen: Seen) -> tuple[str, int] | None:
-        """Why a model belongs here, and how far the name is from the model's own class; None: it does not."""
+    def evidence(self, seen: Seen) -> tuple[str, tuple[int, int]] | None:
+        """Why a model belongs here, and how far from its own class the name is, the nearest first; None: it does not."""
         if not self.applies(seen):
             return None
         for distance, name in enumerate(seen.classes):
             if name.lower() in self.classes:
-                return f"class {name}" + (f", a base of {seen.classes[0]}" if distance else ""), distance
+                return f"class {name}" + (f", a base of {seen.classes[0]}" if distance else ""), (0, distance)
         for name in seen.architectures:
             if name.lower() in self.classes:
-                return f"config.architectures has {name}", 1000
+                return f"config.architectures has {name}", (1, 0)
         if seen.model_type is not None and seen.model_type.lower() in self.model_types:
-            return f"config.model_type is {seen.model_type!r}", 2000
+            return f"config.model_type is {seen.model_type!r}", (2, 0)
         return None
 
 
@@ -91,13 +91,9 @@ def _masks(seen: Seen, contract: Mapping[str, Any], positions: tuple[str, ...] =
     """The contract, less what the model's forward does not take."""
     arguments = dict(contract)
     if not seen.takes("attention_mask"):
-        arguments |= {"attention_mask": "none", "full_attention_mask": None}
-        arguments["position_ids"] = None
-        return arguments
-    # `**kwargs` would swallow a name the model does not know.
-    named = [name for name in positions if seen.takes(name, by_name=True)]
-    if positions:
-        arguments["position_ids"] = next(iter(named), None)
+        return arguments | {"attention_mask": "none", "full_attention_mask": None, "position_ids": None}
+    if positions:  # `**kwargs` would swallow a name the model does not know
+        arguments["position_ids"] = next((name for name in positions if seen.takes(name, by_name=True)), None)
     return arguments
 
 
