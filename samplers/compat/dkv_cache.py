@@ -11,6 +11,7 @@ from dlm_kernels import InvalidArgumentError
 from dlm_samplers.caches import DelayedCache
 from dlm_samplers.compat import llada
 from dlm_samplers.models import ModelSpec
+from dlm_samplers.models.seen import Seen
 from dlm_samplers.policies import FixedQuota
 from dlm_samplers.sampler import LLaDASampler
 
@@ -63,7 +64,7 @@ def generate(
     if cfg_scale:
         raise InvalidArgumentError(f"cfg_scale must be 0 with enable_cache=True, got {cfg_scale}")
     if spec is None:
-        spec = ModelSpec(mask_id=mask_id, hidden="model", lm_head="lm_head")
+        spec = ModelSpec(mask_id=mask_id, **Seen.of(model).split("model", "lm_head"))
     sampler = LLaDASampler(
         model,
         spec=spec,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +11,7 @@ from dlm_kernels import InvalidArgumentError
 from dlm_samplers.caches import Cache, DualCache, PrefixCache
 from dlm_samplers.compat.llada import check_call
 from dlm_samplers.models import ModelSpec
+from dlm_samplers.models.seen import Seen
 from dlm_samplers.policies import Factor, FixedQuota, Policy, Threshold
 from dlm_samplers.sampler import LLaDASampler, Sampler
 from dlm_samplers.state import SamplerState
@@ -120,7 +120,7 @@ def _generate(
     check_call(prompt, attention_mask, steps, gen_length, block_length, remasking, mask_id)
     policy: Policy
     if remasking == "random" and not threshold is factor is None:
-        raise InvalidArgumentError("remasking='random' goes with steps alone: leave out threshold and factor")
+        raise InvalidArgumentError("remasking must be 'low_confidence' with threshold or factor, got 'random'")
     if factor is not None:
         policy = Factor(factor, upstream_quirk=True)
     elif threshold is not None:
@@ -128,9 +128,8 @@ def _generate(
     else:
         policy = FixedQuota("random" if remasking == "random" else "confidence")
     if spec is None:
-        spec = ModelSpec(mask_id=mask_id)
-        if cache is not None:
-            spec = replace(spec, hidden="model", lm_head="lm_head")
+        states = {} if cache is None else Seen.of(model).split("model", "lm_head")
+        spec = ModelSpec(mask_id=mask_id, **states)
 
     def on_step_end(_: Sampler, step: int, __: SamplerState) -> None:
         if step_callback is not None:

@@ -27,7 +27,6 @@ from dlm_samplers import (  # noqa: E402
     DreamSampler,
     DualCache,
     EndOfText,
-    Factor,
     FeatureCache,
     FixedQuota,
     KLStable,
@@ -41,7 +40,7 @@ from dlm_samplers import (  # noqa: E402
     Threshold,
     TokenEditing,
 )
-from dlm_samplers.compat import dkv_cache, fast_dllm  # noqa: E402
+from dlm_samplers.compat import dkv_cache  # noqa: E402
 from dlm_samplers.compat import llada as llada_swap  # noqa: E402
 
 V, MASK, EOS = 41, 40, 3
@@ -399,50 +398,3 @@ def test_the_swap_for_dkv_cache_is_llada_with_a_delayed_cache():
     mask = torch.tensor([[1, 1, 1, 1, 1, 0]] * 3)
     with pytest.raises(InvalidArgumentError, match="pad the prompts on the left"):
         dkv_cache.generate(model, None, prompt, enable_cache=True, attention_mask=mask, **settings)
-
-
-def suppressing_mask(model):
-    """The model with no share for the mask token."""
-
-    def call(tokens, **kwargs):
-        logits = model(tokens, **kwargs).logits
-        logits[..., MASK] = -torch.inf
-        return logits
-
-    return call
-
-
-@pytest.mark.parametrize(
-    ("swap", "cache"),
-    [
-        (fast_dllm.generate, DelayedCache(refresh=1)),
-        (fast_dllm.generate_with_prefix_cache, PrefixCache()),
-        (fast_dllm.generate_with_dual_cache, DualCache()),
-    ],
-)
-def test_the_swaps_for_fast_dllm(swap, cache):
-    for seed in range(4):
-        model = llada(seed)
-        prompt = torch.randint(MASK, (3, 7), generator=torch.Generator().manual_seed(seed))
-        settings = {"steps": 8, "gen_length": 16, "block_length": 8, "mask_id": MASK}
-        steps_seen = []
-        tokens, forwards = swap(model, prompt, threshold=0.15, step_callback=steps_seen.append, **settings)
-        by_hand = [threshold_by_hand(model, row, 16, 8, 0.15, cache) for row in prompt]
-        assert torch.equal(tokens, torch.stack([one[0] for one in by_hand]))
-        assert forwards == max(one[1] for one in by_hand)
-        assert steps_seen == list(range(len(steps_seen)))
-        spec = ModelSpec(mask_id=MASK, hidden="model", lm_head="lm_head")
-        sampler = LLaDASampler(model, policy=Factor(0.5, upstream_quirk=True), cache=cache, spec=spec)
-        expected = sampler.generate(prompt, max_new_tokens=16, block_length=8)
-        tokens, _ = swap(model, prompt, factor=0.5, threshold=0.9, **settings)
-        assert torch.equal(tokens, expected.sequences), "the factor goes before the threshold"
-        if swap is fast_dllm.generate:
-            without = suppressing_mask(model)
-            assert torch.equal(swap(model, prompt, **settings)[0], llada_swap.generate(without, prompt, **settings))
-    with pytest.raises(InvalidArgumentError, match="remasking='random' goes with steps alone"):
-        swap(model, prompt, threshold=0.5, remasking="random", **settings)
-    left = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1] * 7, [0, 1, 1, 1, 1, 1, 1]])
-    padded, _ = swap(model, prompt, threshold=0.15, attention_mask=left, **settings)
-    for row, start in enumerate((2, 0, 1)):
-        alone, _, _ = threshold_by_hand(model, prompt[row, start:], 16, 8, 0.15, cache)
-        assert torch.equal(padded[row, start:], alone)
