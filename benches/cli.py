@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dlm_benches.integrations.diffusion_gemma import diffusion_gemma
 from dlm_benches.integrations.schedulers import schedulers
 from dlm_benches.kernels.command import compare, kernels
 from dlm_benches.resources import resources
@@ -20,6 +21,7 @@ app.command()(compare)
 app.command()(resources)
 app.command()(samplers)
 app.command()(schedulers)
+app.command()(diffusion_gemma)
 
 
 @app.command()
