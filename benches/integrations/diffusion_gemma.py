@@ -101,12 +101,13 @@ def run(
     results = []
     for dtype in dtypes:
         model = random_model(vocabulary, canvas_length).to(DTYPES[dtype])
+        sampler = DiffusionGemmaSampler(model)
         for batch in batches:
             ids = torch.randint(vocabulary, (batch, 8), generator=torch.Generator().manual_seed(0))
             # Nothing stops early, so that both take as many steps whatever they draw.
             settings = {"max_new_tokens": canvas_length, "max_denoising_steps": STEPS, "confidence_threshold": 1e-9}
             ways = {
-                "fused": lambda ids=ids, s=DiffusionGemmaSampler(model), k=settings: s.generate(ids, **k),
+                "fused": lambda ids=ids, s=sampler, k=settings: s.generate(ids, **k),
                 "original": lambda ids=ids, m=model, k=settings: m.generate(ids, **k),
             }
             figures: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
@@ -122,7 +123,9 @@ def run(
                     "forwards": {name: sorted({f["forwards"] for f in found}) for name, found in figures.items()},
                     "model_ms": {name: _spread([f["model_ms"] for f in found]) for name, found in figures.items()},
                     "outside_ms": {name: _spread(values) for name, values in outside.items()},
-                    "times_faster": _spread([b / a for a, b in zip(outside["fused"], outside["original"], strict=True)]),
+                    "times_faster": _spread(
+                        [b / a for a, b in zip(outside["fused"], outside["original"], strict=True)]
+                    ),
                     "rounds": rounds,
                     "memory": {name: memory(way, lambda: None) for name, way in ways.items()},
                 }
@@ -136,7 +139,16 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 def table_of(results: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(title="DiffusionGemma's generate, one canvas: milliseconds a step", title_justify="left")
-    columns = ("", "forwards", "model", "outside, fused", "outside, original", "times faster", "fused MB", "original MB")
+    columns = (
+        "",
+        "forwards",
+        "model",
+        "outside, fused",
+        "outside, original",
+        "times faster",
+        "fused MB",
+        "original MB",
+    )
     for column in columns:
         table.add_column(column, justify="right" if column else "left")
     for result in results:

@@ -14,7 +14,7 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
     LinearTemperatureScheduleLogitsProcessor,
 )
 
-from dlm_kernels import InvalidArgumentError, TokenScores, commit_, rows_changed, score_tokens, select_positions
+from dlm_kernels import InvalidArgumentError, TokenScores, commit_, score_tokens, select_positions
 from dlm_kernels.reference.philox import STATE_STREAM, keyed_integer
 from dlm_kernels.rng import make_row_ids
 
@@ -68,13 +68,13 @@ class StableAndConfident:
         self.last: Tensor | None = None  # the likeliest tokens, int64 [B, L]
         self.unchanged: Tensor | None = None  # for how many steps, int64 [B]
 
-    def __call__(self, best: Tensor, entropy: Tensor, backend: str | None) -> Tensor:
+    def __call__(self, best: Tensor, entropy: Tensor) -> Tensor:
         """bool [B]: rows whose `best` [B, L] did not change for long enough and whose mean entropy is low."""
         if self.last is None or self.unchanged is None:
             self.unchanged = torch.zeros(len(best), dtype=torch.int64, device=best.device)
         else:
-            changed = rows_changed(self.last, best, backend=backend)
-            self.unchanged = torch.where(changed, 0, self.unchanged + 1)
+            same = (self.last == best).all(-1)
+            self.unchanged = torch.where(same, self.unchanged + 1, 0)
         self.last = best
         return (self.unchanged >= self.stability_threshold) & (entropy.mean(-1) < self.confidence_threshold)
 
@@ -191,7 +191,7 @@ class FusedGeneration(DiffusionGemmaGenerationMixin):
 
         finished = finished_denoising
         if diffusion_stopping_criteria is not None:
-            finished = finished | diffusion_stopping_criteria(best, entropy, self._backend)
+            finished = finished | diffusion_stopping_criteria(best, entropy)
         # Read back where the original's loop does so in any case, to see whether to go on.
         stopped, broken = torch.stack((finished, entropy.isnan().any(-1))).tolist()
         if any(broken):
