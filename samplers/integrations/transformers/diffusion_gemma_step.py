@@ -121,7 +121,7 @@ class FusedGeneration(DiffusionGemmaGenerationMixin):
     def _compile_functions(self, sampler: Any, diffusion_stopping_criteria: Any) -> tuple[Any, ...]:
         """Encoder and decoder; the step is kernels already."""
         if "decoder" not in self._kept:
-            how = {"mode": "reduce-overhead", "fullgraph": True}
+            how: dict[str, Any] = {"mode": "reduce-overhead", "fullgraph": True}
             self._kept["encoder"] = torch.compile(self._model.model.encoder, **how)
             self._kept["decoder"] = torch.compile(self._model.forward, **how)
         self._in_place = False  # their outputs may be memory of a CUDA graph, which the next step reads
@@ -135,13 +135,13 @@ class FusedGeneration(DiffusionGemmaGenerationMixin):
             self._frozen = finished.nonzero()[:, 0].tolist()
         return canvas, self_conditioning, masks, finished
 
-    def _finalize_canvas(self, **inputs: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def _finalize_canvas(self, **inputs: Any) -> tuple[Tensor, Tensor]:
         tokens, finished = super()._finalize_canvas(**inputs)
         if inputs["generation_config"].pad_token_id is not None:
             self._ended = finished
         return tokens, finished
 
-    def _denoising_step(  # type: ignore[override]
+    def _denoising_step(
         self,
         decoder_forward: Callable[..., Any],
         current_canvas: Tensor,
@@ -182,7 +182,6 @@ class FusedGeneration(DiffusionGemmaGenerationMixin):
         commit_(canvas, scores.token, accepted, backend=self._backend)
 
         frozen = finished_denoising[:, None]
-        canvas = torch.where(frozen, current_canvas, canvas)
         best = torch.where(frozen, argmax_canvas, best)
         conditioning = logits.to(self._model.model.decoder.embed_tokens.weight.dtype)
         if self_conditioning_logits is not None:
@@ -204,7 +203,7 @@ class FusedGeneration(DiffusionGemmaGenerationMixin):
     def _process(self, processors: LogitsProcessorList, input_ids: Tensor, logits: Tensor, step: int) -> Tensor:
         """Logits over temperature, after the caller's processors; in the model's own output where it is ours to write."""
         now = torch.full((), step, dtype=torch.int32, device=logits.device)
-        schedule = processors[0] if len(processors) == 1 else None
+        schedule: Any = processors[0] if len(processors) == 1 else None
         if not self._in_place or type(schedule) is not LinearTemperatureScheduleLogitsProcessor:
             return processors(input_ids, logits, cur_step=now)
         t = schedule.t_min + (schedule.t_max - schedule.t_min) * (now / schedule.max_denoising_steps)
@@ -221,6 +220,6 @@ def read_once(
     pairs = logits[:, :, None].expand(-1, -1, 2, -1)
     live = (~finished)[:, None, None].expand(pairs.shape[:3])
     temperature = torch.arange(1, -1, -1, dtype=torch.float32, device=logits.device)  # a draw, then the best
-    keys = {"seed": draws.seed[..., None], "row_ids": draws.row_ids[..., None], "step": step}
+    keys: dict[str, Any] = {"seed": draws.seed[..., None], "row_ids": draws.row_ids[..., None], "step": step}
     both = score_tokens(pairs, temperature=temperature, eligible=live, backend=backend, **keys)
     return both.token[..., 1], TokenScores(*(field[..., 0] for field in both))
