@@ -182,6 +182,7 @@ class FusedGeneration(DiffusionGemmaGenerationMixin):
         commit_(canvas, scores.token, accepted, backend=self._backend)
 
         frozen = finished_denoising[:, None]
+        canvas = torch.where(frozen, current_canvas, canvas)
         best = torch.where(frozen, argmax_canvas, best)
         conditioning = logits.to(self._model.model.decoder.embed_tokens.weight.dtype)
         if self_conditioning_logits is not None:
