@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dlm_benches.integrations.diffusion_gemma import diffusion_gemma
 from dlm_benches.integrations.pipelines import pipelines
 from dlm_benches.integrations.schedulers import schedulers
 from dlm_benches.kernels.command import compare, kernels
@@ -22,6 +23,7 @@ app.command()(pipelines)
 app.command()(resources)
 app.command()(samplers)
 app.command()(schedulers)
+app.command()(diffusion_gemma)
 
 
 @app.command()

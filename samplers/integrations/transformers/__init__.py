@@ -1,4 +1,4 @@
-"""Adapters to transformers."""
+"""Adapters to transformers. Models with a loop of their own have a module each, to be imported by its name."""
 
 from dlm_samplers.integrations.transformers.generate import dlm_generate, generate
 
