@@ -11,6 +11,7 @@ pytest.importorskip("transformers", reason="transformers is not installed (pip i
 
 from dlm_benches.integrations import pipelines
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPE = {"prompt": 8, "new": 24, "layers": 2, "width": 64, "vocabulary": 96, "block": 8}
 TINY = (pipelines.Case(**SHAPE), pipelines.Case(**SHAPE, call={}, sharpness=2.0), pipelines.Case(**SHAPE, rows=2))
 

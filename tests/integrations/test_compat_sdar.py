@@ -85,7 +85,7 @@ def plain(model, prompt, gen, block, steps, temperature, top_k, top_p, strategy,
 )
 def test_the_tokens_are_those_of_the_published_loop(strategy, settings):
     cut = 0
-    for seed in range(6):
+    for seed in range(3):
         given = {"block_length": 4, "denoising_steps": 4, "top_k": 0, "top_p": 1.0, "stop": None, **settings}
         model = build(seed, given["block_length"])
         prompt = torch.randint(MASK, (1, 1 + 2 * seed), generator=torch.Generator().manual_seed(seed))
