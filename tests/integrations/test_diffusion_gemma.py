@@ -431,7 +431,11 @@ def test_the_step_holds_its_logits_and_those_before():
     """The forward apart: what it returns is tempered in place and kept for self-conditioning."""
     model, logits = random_model(32768, 16), torch.randn(2, 16, 32768)
     ids, call = prompts(0, 2, 5, padded=False)["input_ids"], {"max_new_tokens": 16, "max_denoising_steps": 3}
-    with mock.patch.object(model, "forward", lambda **_: SimpleNamespace(logits=logits.clone())):
+
+    def forward(**_):
+        return SimpleNamespace(logits=logits.clone())
+
+    with mock.patch.object(model, "forward", forward):
         sampler = DiffusionGemmaSampler(model)
         assert torch_peak(lambda: sampler.generate(ids, **call), lambda: None) < 2.1 * logits.nbytes
         assert torch_peak(lambda: model.generate(ids, **call), lambda: None) > 5 * logits.nbytes
