@@ -12,6 +12,7 @@ import transformers
 from diffusers import DiffusionGemmaPipeline, DiffusionPipeline, LLaDA2Pipeline
 from keyed_originals import KeyedBlockRefinement, KeyedDiscreteDDIM, KeyedEntropyBound
 
+from dlm_benches.integrations.diffusion_gemma import random_model
 from dlm_samplers.integrations.diffusers import (
     FusedBlockRefinementScheduler,
     FusedDiscreteDDIMScheduler,
@@ -126,34 +127,10 @@ class Processor:
 
 @pytest.fixture(scope="module")
 def gemma():
-    """transformers' DiffusionGemma, 0.4M random parameters; the head is scaled so that it is sure of some tokens."""
+    """transformers' DiffusionGemma, 0.4M random parameters, sure of some tokens."""
     if not hasattr(transformers, "DiffusionGemmaForBlockDiffusion"):
         pytest.skip(f"transformers {transformers.__version__} has no DiffusionGemma")
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
-    text = transformers.DiffusionGemmaTextConfig(
-        **heads,
-        **{"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
-        **{
-            "global_head_dim": 16,
-            "num_global_key_value_heads": 1,
-            "sliding_window": 32,
-            "max_position_embeddings": 256,
-        },
-        **{"num_experts": 2, "top_k_experts": 1, "moe_intermediate_size": 16},
-        layer_types=["sliding_attention", "full_attention"],
-    )
-    vision = {"model_type": "gemma4_vision", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    config = transformers.DiffusionGemmaConfig(
-        text_config=text,
-        vision_config=vision | heads | {"num_attention_heads": 1},
-        canvas_length=8,
-        **{"boi_token_id": 60, "eoi_token_id": 61, "image_token_id": 62},
-    )
-    torch.manual_seed(0)
-    model = transformers.DiffusionGemmaForBlockDiffusion(config).eval()
-    with torch.no_grad():
-        model.lm_head.weight.mul_(40)
-    return model
+    return random_model(VOCABULARY, 8)
 
 
 GEMMA = [

@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import sys
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -179,8 +180,13 @@ def test_static_cache_compiled(gemma):
 def test_half_precision(dtype):
     model = random_model(VOCABULARY, 8).to(dtype)
     for seed, number in itertools.product(range(2), (1, 3, 6)):
-        call = prompts(seed, 3, 5) | settings_of(number) | {"max_new_tokens": 16}
-        assert_same(DiffusionGemmaSampler(model).generate(seed=seed, **call), original(model, seed=seed, **call))
+        call = prompts(seed, 3, 5) | settings_of(number) | {"max_new_tokens": 16, "eos_token_id": None}
+        theirs, ours = Recorder(logits=True), Recorder(logits=True)
+        expected = original(model, seed=seed, streamer=theirs, **call)
+        assert_same(DiffusionGemmaSampler(model).generate(seed=seed, streamer=ours, **call), expected)
+        for (_, got), (_, wanted) in zip(ours.calls, theirs.calls, strict=True):
+            assert got.dtype == wanted.dtype
+            assert torch.equal(got, wanted)
 
 
 @pytest.mark.slow
@@ -419,6 +425,20 @@ def test_no_temporaries_of_the_logits_size():
     assert (
         torch_peak(lambda: model.generate(ids, **call), lambda: None) > alone + 0.9 * size
     )  # the measure would see them
+
+
+def test_the_step_holds_its_logits_and_those_before():
+    """The forward apart: what it returns is tempered in place and kept for self-conditioning."""
+    model, logits = random_model(32768, 16), torch.randn(2, 16, 32768)
+    ids, call = prompts(0, 2, 5, padded=False)["input_ids"], {"max_new_tokens": 16, "max_denoising_steps": 3}
+
+    def forward(**_):
+        return SimpleNamespace(logits=logits.clone())
+
+    with mock.patch.object(model, "forward", forward):
+        sampler = DiffusionGemmaSampler(model)
+        assert torch_peak(lambda: sampler.generate(ids, **call), lambda: None) < 2.1 * logits.nbytes
+        assert torch_peak(lambda: model.generate(ids, **call), lambda: None) > 5 * logits.nbytes
 
 
 def assert_reads_once(dtype, backend):
