@@ -46,8 +46,8 @@ class Adapter:
             self.head = _as_matrix(self.lm_head)
             if self.head is None:
                 warnings.warn(
-                    f"spec.lm_head = {spec.lm_head!r} is a {type(self.lm_head).__name__} that does more than multiply by a plain "
-                    "matrix (quantised, adapted or hooked): its own logits are used, [B, L, V] at once",
+                    f"spec.lm_head = {spec.lm_head!r} is a {type(self.lm_head).__name__} that does more than multiply by a "
+                    "plain matrix (quantised, adapted or hooked): its own logits are used, [B, L, V] at once",
                     RuntimeWarning,
                     stacklevel=3,
                 )
