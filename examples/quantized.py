@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -73,11 +74,12 @@ def main(each: int = 8) -> None:
         reference, base = reference or answers, base or seconds
         right = sum(TASKS[i.task].check(i.prompt, a) for i, a in zip(items, answers, strict=True))
         low, high = wilson(right, len(items))
-        differ = sum(a != b for a, b in zip(answers, reference, strict=True))
+        pairs = [(a, b) for a, b in zip(answers, reference, strict=True) if a != b]
+        tokens = sum(x != y for a, b in pairs for x, y in zip_longest(a, b))
         alone = sum(ask([p])[0] == a for p, a in zip(prompts[::7], answers[::7], strict=True))
         print(
             f"{name:<23} {size(small) / 1e6:.2f} MB  right {right / len(items):.1%} ({low:.1%} - {high:.1%})  "
-            f"differ from fp32 {differ}  alone {alone} of {len(prompts[::7])}  time {seconds / base:.2f}"
+            f"differ from fp32 {len(pairs)} ({tokens} tokens)  alone {alone} of {len(prompts[::7])}  time {seconds / base:.2f}"
         )
 
 
