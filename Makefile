@@ -39,10 +39,8 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The documentation as a site, into build/site. Its requirements are installed on first use.
+# The documentation as a site, into build/site; links are checked.
 docs: $(STAMP)
-	$(BIN)/python -c "import mkdocs, material" 2>/dev/null \
-	  || $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[docs]"
 	$(BIN)/mkdocs build --strict
 
 # torch first and pinned: a looser request may fetch another build of several gigabytes.

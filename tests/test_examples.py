@@ -88,7 +88,10 @@ def test_quantized(run):
     lines = run("quantized", "3")[1:]
     rows = {
         line[:23].strip(): tuple(
-            map(float, re.search(r"([\d.]+) MB  right ([\d.]+)%.*fp32 (\d+) \(\d+ tokens\)  alone (\d+) of 3 ", line).groups())
+            map(
+                float,
+                re.search(r"([\d.]+) MB  right ([\d.]+)%.*fp32 (\d+) \(\d+ tokens\)  alone (\d+) of 3 ", line).groups(),
+            )
         )
         for line in lines
     }
