@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 export DLMK_BUILD ?= $(if $(shell command -v $(CXX) 2>/dev/null),require,auto)
 INPUTS := pyproject.toml setup.py dlm_kernels/cpu/build_config.py $(shell find csrc -type f -name '*.[hc]*' 2>/dev/null)
 
-.PHONY: demo test test-slow bench resources gpu-check lint format build clean
+.PHONY: demo test test-slow bench resources gpu-check lint format docs build clean
 
 demo: $(STAMP)
 	$(BIN)/dlm-bench demo
@@ -38,6 +38,10 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The documentation as a site, into build/site; links are checked.
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict
 
 # torch first and pinned: a looser request may fetch another build of several gigabytes.
 $(STAMP): $(INPUTS)
