@@ -51,8 +51,8 @@ def semi_ar_sampler(
     Equal in distribution to the published code for networks that are not told the noise level, with `first_hitting` at any
     nucleus_p. Differences:
 
-    - Without `first_hitting` the grid is 1, ..., 0 in num_steps equal steps. Upstream's levels are 1 / (num_steps - 1) apart, its
-      steps 1 / num_steps long, which do not fit; at its default of 5,000 no one could tell.
+    - Without `first_hitting` the grid is 1, ..., 0 in num_steps equal steps. Upstream's levels are 1 / (num_steps - 1) apart
+      and its steps 1 / num_steps long, which do not fit; at its default of 5,000 no one could tell.
     - Rows move through their blocks by themselves (upstream: `num_masked.item()` allows one row with first_hitting).
     - A step without a flip costs no forward. Upstream counts a forward for each step in which a token changed.
     - Samples of low entropy are returned (upstream draws anew, up to ten times, where the last 256 tokens have an entropy below
