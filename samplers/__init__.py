@@ -1,7 +1,16 @@
 """Drop-in samplers for diffusion language models."""
 
 from dlm_samplers.acceleration import accelerate, restore
-from dlm_samplers.caches import BlockCache, Cache, DelayedCache, DualCache, FeatureCache, PrefixCache, SuffixWindow
+from dlm_samplers.caches import (
+    BlockCache,
+    Cache,
+    DelayedCache,
+    DualCache,
+    FeatureCache,
+    PrefixCache,
+    SparseCache,
+    SuffixWindow,
+)
 from dlm_samplers.guarantees import Guarantee
 from dlm_samplers.lengths import DAEDAL, LengthRule
 from dlm_samplers.models import Description, ModelMismatchError, ModelSpec, Probe, UnknownModelError, describe, probe
@@ -99,6 +108,7 @@ __all__ = [
     "ShadowVerify",
     "SlowFast",
     "Spaced",
+    "SparseCache",
     "StableAndConfident",
     "StoppingRule",
     "SuffixWindow",

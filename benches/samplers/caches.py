@@ -27,6 +27,7 @@ from dlm_samplers import (
     ModelSpec,
     PrefixCache,
     SamplerState,
+    SparseCache,
     SuffixWindow,
     Threshold,
 )
@@ -59,6 +60,7 @@ def caches_of_tiny() -> list[Cache | None]:
         DelayedCache(4),
         DelayedCache(),
         FeatureCache(layers="blocks", value=values),
+        SparseCache(),
         SuffixWindow(window=16),
         SuffixWindow(window=16, inner=PrefixCache()),
     ]
@@ -71,6 +73,7 @@ def caches_of_long() -> list[Cache | None]:
         DualCache(),
         DelayedCache(),
         FeatureCache(),
+        SparseCache(),
         SuffixWindow(),
         SuffixWindow(inner=PrefixCache()),
     ]

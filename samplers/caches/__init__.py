@@ -6,6 +6,16 @@ from dlm_samplers.caches.delayed import DelayedCache
 from dlm_samplers.caches.dual import DualCache
 from dlm_samplers.caches.feature import FeatureCache
 from dlm_samplers.caches.prefix import PrefixCache
+from dlm_samplers.caches.sparse import SparseCache
 from dlm_samplers.caches.suffix_window import SuffixWindow
 
-__all__ = ["BlockCache", "Cache", "DelayedCache", "DualCache", "FeatureCache", "PrefixCache", "SuffixWindow"]
+__all__ = [
+    "BlockCache",
+    "Cache",
+    "DelayedCache",
+    "DualCache",
+    "FeatureCache",
+    "PrefixCache",
+    "SparseCache",
+    "SuffixWindow",
+]

@@ -37,7 +37,7 @@ class Window:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None = None) -> Tensor:
         """[b, n, H, D] from query [b, H, n, D], key and value [b, H of keys, n, D]; these replace the stored ones."""
         keys, values = (
-            self.keep(f"cache.{layer}.{name}", new.transpose(1, 2)).transpose(1, 2)
+            self.keep(f"cache.{layer}.{name}", new.transpose(1, 2))[:, : self.visible.shape[-1]].transpose(1, 2)
             for name, new in (("key", key), ("value", value))
         )
         grouped = query.shape[1] != key.shape[1]
@@ -57,9 +57,20 @@ class Window:
         stored[self.rows[:, None], self.columns] = new
         return stored[self.rows]
 
-    def kept(self, name: str) -> Tensor:
+    def stored(self, name: str) -> Tensor:
+        """What is stored of the rows, [b, L, ...]."""
+        return self.store[name] if self.rows is None else self.store[name][self.rows]
+
+    def put(self, name: str, whole: Tensor) -> None:
+        """Replaces what is stored of the rows by [b, L, ...]."""
+        if self.rows is None:
+            self.store[name] = whole
+        else:
+            self.store[name][self.rows] = whole
+
+    def at_columns(self, name: str) -> Tensor:
         """What is stored of the columns, [b, n, ...]."""
-        stored = self.store[name] if self.rows is None else self.store[name][self.rows]
+        stored = self.stored(name)
         return stored.gather(1, like(self.columns, stored))
 
 

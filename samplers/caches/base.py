@@ -85,27 +85,29 @@ class Cache(Part, ABC):
         """int64 [B]: how many columns go through the layers, of the columns bool [B, L]."""
         return columns.sum(-1)
 
+    def groups(self, work: Tensor, state: SamplerState) -> list[Tensor]:
+        """bool [B] each: rows that go in a forward together. Here those with more than half the work of the longest, and the
+        others."""
+        long = 2 * work > work.max()
+        return [long, ~long]
+
     def run(self, adapter: Adapter, tokens: Tensor, window: Window, work: Tensor, state: SamplerState) -> Tensor:
         """Hidden states [b, n, D] of tokens [b, n] at the window's columns; work: int64 [b]; state: of all rows."""
         return adapter.window(tokens, window)
 
     def forward(self, adapter: Adapter, state: SamplerState) -> tuple[Tensor, Tensor]:
-        """Hidden states [B, L, D], of each column those last computed, and int64 [B]: how many columns were computed.
-
-        Rows with at most half the work of the longest go in a forward of their own.
-        """
+        """Hidden states [B, L, D], of each column those last computed, and int64 [B]: how many columns were computed."""
         columns = self.columns(state)
         if adapter.spec.logit_shift:  # the output before a column predicts it
             columns = columns | torch.nn.functional.pad(columns[:, 1:], (0, 1))
         columns = columns & state.valid
         visible = self.visible(state)
         count, work = columns.sum(-1), self.work(columns, state)
-        most = work.tolist()
-        short = torch.tensor([2 * n <= max(most) for n in most])
-        for side in (~short, short):
-            if not bool(side.any()):
+        for side in self.groups(work, state):
+            index = side.nonzero()[:, 0]
+            if not len(index):
                 continue
-            rows = None if bool(side.all()) else side.nonzero()[:, 0].to(count.device)
+            rows = None if len(index) == len(count) else index
             mine = slice(None) if rows is None else rows
             at = _ascending(columns[mine], count[mine])
             seen = visible[mine, None]

@@ -157,8 +157,8 @@ class FeatureCache(Cache):
 
         def partial(x: Tensor, *args: Any, dlm_window: Window, **kwargs: Any) -> Any:
             assert share is not None
-            after = x + dlm_window.kept(change)
-            kept = dlm_window.kept(f"cache.{number}.value").flatten(2)
+            after = x + dlm_window.at_columns(change)
+            kept = dlm_window.at_columns(f"cache.{number}.value").flatten(2)
             alike = torch.cosine_similarity(self.value(layer, x).flatten(2).float(), kept.float(), dim=-1)
             alike = torch.where(alike > 1 - ROUNDING, torch.where(share.open, 1.0, 2.0), alike)
             order = alike.masked_fill(padding, torch.inf).argsort(dim=-1, stable=True)

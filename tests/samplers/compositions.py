@@ -98,6 +98,7 @@ CACHES = {
     s.DualCache: st.builds(s.DualCache),
     s.FeatureCache: st.builds(s.FeatureCache),
     s.PrefixCache: st.builds(s.PrefixCache),
+    s.SparseCache: st.builds(s.SparseCache),
     s.SuffixWindow: st.builds(s.SuffixWindow),
 }
 """They need a transformer: `caches/test_caches.py` has their properties."""

@@ -35,6 +35,7 @@ from dlm_samplers import (  # noqa: E402
     ModelSpec,
     PrefixCache,
     Spaced,
+    SparseCache,
     StableAndConfident,
     SuffixWindow,
     Threshold,
@@ -77,7 +78,7 @@ def prompts(rows=6, seed=1):
     return [torch.randint(MASK, (n,), generator=generator) for n in lengths]
 
 
-def layer_by_hand(model, number, x, columns, kept, seen):
+def layer_by_hand(model, number, x, columns, kept, seen, attended=None):
     """A layer's output [n, D] for inputs [n, D] at some columns of one row; kept: [keys, values] of the whole canvas,
     replaced at the columns; seen: the columns attended to."""
     config, layer = model.config, model.model.layers[number]
@@ -90,16 +91,20 @@ def layer_by_hand(model, number, x, columns, kept, seen):
     )
     kept[0][:, :, columns] = rotate(key, angle.cos(), angle.sin())
     kept[1][:, :, columns] = value
+    if attended is not None:
+        attended.append((rotate(query, angle.cos(), angle.sin())[0], kept[0][0]))
     scores = rotate(query, angle.cos(), angle.sin()) @ kept[0][:, :, seen].transpose(-1, -2) * config.head_dim**-0.5
     x = x + layer.self_attn.o_proj((scores.softmax(-1) @ kept[1][:, :, seen]).transpose(1, 2).reshape(len(columns), -1))
     return x + layer.mlp(layer.post_attention_layernorm(x))
 
 
-def attend_by_hand(model, tokens, columns, kept, seen):
-    """Logits [n, V] of one row's columns; kept: per layer [keys, values] of the whole canvas, replaced at the columns."""
+def attend_by_hand(model, tokens, columns, kept, seen, attended=None):
+    """Logits [n, V] of one row's columns; kept: per layer [keys, values] of the whole canvas, replaced at the columns; seen:
+    one for all layers or a list of them."""
     x = model.model.embed_tokens(tokens[columns])
     for number in range(len(kept)):
-        x = layer_by_hand(model, number, x, columns, kept[number], seen)
+        here = seen[number] if isinstance(seen, list) else seen
+        x = layer_by_hand(model, number, x, columns, kept[number], here, attended)
     return model.lm_head(model.model.norm(x))
 
 
@@ -122,6 +127,18 @@ def features_by_hand(model, tokens, columns, kept, seen, memory, share, changed,
         memory[number][columns[some]] = after[some] - x[some]
         x = after
     return model.lm_head(model.model.norm(x))
+
+
+def most_attended_by_hand(rule, query, keys, block, length):
+    """bool [L]: the block and the columns beside it that its mean query [H, n, D] goes with best, keys [H of keys, L, D]."""
+    mean = query[:, block].mean(1)
+    group = len(mean) // len(keys)
+    score = [float(sum(mean[h] @ keys[h // group, c] for h in range(len(mean)))) for c in range(length)]
+    others = [c for c in range(length) if c not in block]
+    reach = rule.kernel // 2
+    near = [max(score[c] for c in others[max(i - reach, 0) : i + reach + 1]) for i in range(len(others))]
+    best = sorted(range(len(others)), key=lambda i: -near[i])[: int(len(others) * rule.keep_ratio)]
+    return torch.tensor([c in block or c in {others[i] for i in best} for c in range(length)])
 
 
 def left_by_hand(rule, prompt, length, start, end, seed, request):
@@ -153,7 +170,7 @@ def threshold_by_hand(model, prompt, new, block, tau, rule, request=0):
         left = torch.ones(length, dtype=torch.bool)
         if isinstance(rule, SuffixWindow):
             left = left_by_hand(rule, prompt, length, start, end, 0, request)
-        opening = True
+        opening, inside, attended_to = True, 0, [left] * len(kept)
         while (tokens[start:end] == MASK).any():
             wanted = torch.ones(length, dtype=torch.bool)
             if isinstance(inner, PrefixCache) and not opening:
@@ -164,6 +181,8 @@ def threshold_by_hand(model, prompt, new, block, tau, rule, request=0):
                 wanted = (tokens == MASK) | (tokens != before)
             elif isinstance(inner, FeatureCache) and forwards % inner.prompt_interval:
                 wanted = everything >= len(prompt)
+            elif isinstance(inner, SparseCache) and inside > inner.delay:
+                wanted = (everything >= start) & (everything < end)
             columns = (wanted & left).nonzero()[:, 0]
             share, changed = None, int((tokens != before)[columns].sum())
             if isinstance(inner, FeatureCache) and forwards % inner.prompt_interval and forwards % inner.gen_interval:
@@ -173,9 +192,15 @@ def threshold_by_hand(model, prompt, new, block, tau, rule, request=0):
                 logits[columns] = features_by_hand(
                     model, tokens, columns, kept, left, memory, share, changed, range(end)
                 )
+            elif isinstance(inner, SparseCache):
+                attended = []
+                logits[columns] = attend_by_hand(model, tokens, columns, kept, attended_to, attended)
+                if inside == inner.delay:
+                    block_now = range(start, end)
+                    attended_to = [most_attended_by_hand(inner, *of, block_now, length) for of in attended]
             else:
                 logits[columns] = attend_by_hand(model, tokens, columns, kept, left)
-            before, opening = tokens.clone(), False
+            before, opening, inside = tokens.clone(), False, inside + 1
             logits[:, MASK] = -torch.inf
             confidence, proposal = logits[start:end].softmax(-1).max(-1)
             masked = tokens[start:end] == MASK
@@ -194,6 +219,8 @@ APPROXIMATE = [
     SuffixWindow(window=12),
     SuffixWindow(window=9, inner=PrefixCache()),
     SuffixWindow(window=9, inner=DualCache()),
+    SparseCache(keep_ratio=0.2),
+    SparseCache(keep_ratio=0.3, delay=0, kernel=1),
     FeatureCache(prompt_interval=6, gen_interval=3),
     FeatureCache(prompt_interval=100, gen_interval=4, ratio=0.5),
 ]
@@ -220,7 +247,12 @@ def test_kept_keys_and_values_are_those_of_a_plain_loop(cache):
 
 @pytest.mark.parametrize(
     "cache",
-    [DelayedCache(refresh=1), SuffixWindow(window=100, scale=100.0), FeatureCache(prompt_interval=1)],
+    [
+        DelayedCache(refresh=1),
+        SuffixWindow(window=100, scale=100.0),
+        FeatureCache(prompt_interval=1),
+        SparseCache(delay=1000),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
@@ -356,6 +388,9 @@ def test_what_a_cache_cannot_do_is_said_at_construction():
         (lambda: SuffixWindow(window=-1), "window must be an int >= 0, got -1"),
         (lambda: SuffixWindow(scale=0.0), "scale must be above 0"),
         (lambda: SuffixWindow(inner=SuffixWindow()), "inner must be another cache or None"),
+        (lambda: SparseCache(keep_ratio=0.0), r"keep_ratio must be in \(0, 1\], got 0.0"),
+        (lambda: SparseCache(delay=-1), "delay must be an int >= 0, got -1"),
+        (lambda: SparseCache(kernel=2), "kernel must be an odd int >= 1, got 2"),
         (lambda: FeatureCache(gen_interval=0), "gen_interval must be an int >= 1, got 0"),
         (lambda: FeatureCache(ratio=0.0), r"ratio must be in \(0, 1\], got 0.0"),
         (lambda: LLaDASampler(model, cache=FeatureCache(layers="x"), spec=spec_of(model)), "layers = 'x' is no list"),
