@@ -103,6 +103,7 @@ class _StopTokens(StoppingRule):
     tokens: tuple[int, ...]
 
     guarantee = Guarantee.TEXT_EXACT
+    promise = "the block that ends the text is final, and what follows it is not asked for"
 
     def stop(self, state: SamplerState, spec: ModelSpec, evaluation: Evaluation) -> Tensor:
         there = torch.isin(state.tokens, torch.tensor(self.tokens, device=state.tokens.device))

@@ -32,6 +32,7 @@ class StepCallback(StoppingRule):
     seen: dict[str, Any] = field(default_factory=dict)
 
     guarantee = Guarantee.EXACT
+    promise = "it stops nothing; a callback that returns another canvas answers for it"
 
     @classmethod
     def of(cls, pipe: Any, function: Any, names: list[str] | None) -> StepCallback:
