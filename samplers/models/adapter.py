@@ -147,7 +147,7 @@ class Adapter:
         """Hidden states [b, n, D] of tokens [b, n] at the window's columns, attending as it says."""
         assert self._trunk is not None
         name = self.spec.position_ids or "position_ids"
-        output = self._trunk(tokens, **{name: window.columns, "dlm_window": window})
+        output = self._trunk(tokens, **{**self.spec.keywords, name: window.columns, "dlm_window": window})
         return output if isinstance(output, Tensor) else output.last_hidden_state
 
     def _block_mask(self, tokens: Tensor, valid: Tensor | None) -> Tensor:

@@ -364,6 +364,17 @@ def test_the_model_is_left_as_it_was_even_after_an_error(cache):
     assert [sorted(vars(module)) for module in model.modules()] == attributes
 
 
+def test_a_windows_forward_has_the_keywords_of_the_description(monkeypatch):
+    model, seen = llada(), []
+    forward = model.model.forward
+    monkeypatch.setattr(
+        model.model, "forward", lambda *args, **kw: seen.append(kw.get("use_cache")) or forward(*args, **kw)
+    )
+    spec = spec_of(model, keywords={"use_cache": False})
+    LLaDASampler(model, policy=Threshold(0.3), cache=DualCache(), spec=spec).generate(prompts(2), max_new_tokens=4)
+    assert set(seen) == {False}
+
+
 def test_what_a_cache_cannot_do_is_said_at_construction():
     model = llada()
     with pytest.raises(InvalidArgumentError, match=r"PrefixCache scores hidden states: give spec=ModelSpec"):
