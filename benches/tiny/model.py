@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlm_samplers.caches.attention import Window
+if TYPE_CHECKING:
+    from dlm_samplers.caches.attention import Window
 
 ROTARY_BASE = 100.0
 """The slowest of the rotary angles turns once in about 500 positions: rows here have at most 256."""

@@ -34,6 +34,10 @@ class Window:
     batch: int
     """B."""
 
+    def repeated(self) -> Tensor:
+        """bool [b, n]: inputs that repeat the column before them, which fill up short rows."""
+        return torch.nn.functional.pad(self.columns[:, 1:] == self.columns[:, :-1], (1, 0))
+
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None = None) -> Tensor:
         """[b, n, H, D] from query [b, H, n, D], key and value [b, H of keys, n, D]; these replace the stored ones."""
         keys, values = (

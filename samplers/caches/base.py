@@ -85,11 +85,9 @@ class Cache(Part, ABC):
         """int64 [B]: how many columns go through the layers, of the columns bool [B, L]."""
         return columns.sum(-1)
 
-    def groups(self, work: Tensor, state: SamplerState) -> list[Tensor]:
-        """bool [B] each: rows that go in a forward together. Here those with more than half the work of the longest, and the
-        others."""
-        long = 2 * work > work.max()
-        return [long, ~long]
+    def apart(self, work: Tensor, state: SamplerState) -> Tensor:
+        """bool [B]: rows that go in a forward of their own. Here those with at most half the work of the longest."""
+        return 2 * work <= work.max()
 
     def run(self, adapter: Adapter, tokens: Tensor, window: Window, work: Tensor, state: SamplerState) -> Tensor:
         """Hidden states [b, n, D] of tokens [b, n] at the window's columns; work: int64 [b]; state: of all rows."""
@@ -103,11 +101,10 @@ class Cache(Part, ABC):
         columns = columns & state.valid
         visible = self.visible(state)
         count, work = columns.sum(-1), self.work(columns, state)
-        for side in self.groups(work, state):
-            index = side.nonzero()[:, 0]
-            if not len(index):
-                continue
-            rows = None if len(index) == len(count) else index
+        apart = self.apart(work, state)
+        alone = apart.nonzero()[:, 0]
+        split = 0 < len(alone) < len(count)
+        for rows in ((~apart).nonzero()[:, 0], alone) if split else (None,):
             mine = slice(None) if rows is None else rows
             at = _ascending(columns[mine], count[mine])
             seen = visible[mine, None]

@@ -101,8 +101,7 @@ class FeatureCache(Cache):
 
     def run(self, adapter: Adapter, tokens: Tensor, window: Window, work: Tensor, state: SamplerState) -> Tensor:
         layers = self._layers(adapter)
-        padding = torch.zeros_like(window.columns, dtype=torch.bool)
-        padding[:, 1:] = window.columns[:, 1:] == window.columns[:, :-1]
+        padding = window.repeated()
         whole = work == (~padding).sum(-1)
         if bool(whole.all()):
             shares = None

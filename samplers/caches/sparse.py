@@ -76,28 +76,43 @@ class SparseCache(Cache):
         state.memory[BLOCK], state.memory[FORWARDS] = state.block_start, forwards
         return state.in_block | (forwards <= self.delay)[:, None]
 
-    def groups(self, work: Tensor, state: SamplerState) -> list[Tensor]:
-        whole = state.memory[FORWARDS] <= self.delay
-        return [whole, ~whole]
+    def apart(self, work: Tensor, state: SamplerState) -> Tensor:
+        return state.memory[FORWARDS] > self.delay
 
     def run(self, adapter: Adapter, tokens: Tensor, window: Window, work: Tensor, state: SamplerState) -> Tensor:
         some = slice(None) if window.rows is None else window.rows
         forwards, block = state.memory[FORWARDS][some], state.in_block[some]
         others = window.visible[:, 0] & ~block
         kept = (others.sum(-1) * self.keep_ratio).long()
-        sparse = _Sparse(
-            **vars(window), cache=self, block=block, others=others, kept=kept, chooses=forwards == self.delay
-        )
         if bool((forwards > self.delay).all()):
-            sparse = _Kept(**vars(sparse), start=state.block_start[some])
-        return adapter.window(tokens, sparse)
+            at = window.columns - state.block_start[some, None] + kept[:, None]
+            width = kept + block.sum(-1)
+            seen = torch.arange(int(width.max()), device=at.device) < width[:, None]
+            front = Window(at, seen[:, None], window.store, window.rows, window.batch)
+            return adapter.window(tokens, _Front(**vars(window), front=front))
+        chooses = forwards == self.delay
+        if bool(chooses.any()):
+            window = _Choosing(
+                **vars(window), kernel=self.kernel, block=block, others=others, kept=kept, chooses=chooses
+            )
+        return adapter.window(tokens, window)
 
 
 @dataclass(frozen=True)
-class _Sparse(Window):
+class _Front(Window):
+    """A forward over blocks, which attend to what is in front of the store; `columns` say where they stand in the canvas."""
+
+    front: Window
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None = None) -> Tensor:
+        return self.front.attend(layer, query, key, value, scaling)
+
+
+@dataclass(frozen=True)
+class _Choosing(Window):
     """A forward over whole canvases, after which the rows that choose keep the block and what it attends to, in front."""
 
-    cache: SparseCache
+    kernel: int
     block: Tensor
     """bool [b, L]: the block."""
     others: Tensor
@@ -109,43 +124,25 @@ class _Sparse(Window):
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None = None) -> Tensor:
         out = super().attend(layer, query, key, value, scaling)
-        if bool(self.chooses.any()):
-            order = self._order(query, self.stored(f"cache.{layer}.key"))
-            for name in ("key", "value"):
-                stored = self.stored(f"cache.{layer}.{name}")
-                packed = stored.gather(1, like(order, stored))
-                self.put(f"cache.{layer}.{name}", torch.where(self.chooses[:, None, None, None], packed, stored))
+        order = self._order(query, self.stored(f"cache.{layer}.key"))
+        for name in ("key", "value"):
+            stored = self.stored(f"cache.{layer}.{name}")
+            packed = stored.gather(1, like(order, stored))
+            self.put(f"cache.{layer}.{name}", torch.where(self.chooses[:, None, None, None], packed, stored))
         return out
 
     def _order(self, query: Tensor, keys: Tensor) -> Tensor:
         """int64 [b, L]: the columns kept, from left to right, the block's, and all others."""
-        repeated = torch.zeros_like(self.columns, dtype=torch.bool)
-        repeated[:, 1:] = self.columns[:, 1:] == self.columns[:, :-1]
-        weight = (self.block.gather(1, self.columns) & ~repeated).to(query.dtype)
+        weight = (self.block.gather(1, self.columns) & ~self.repeated()).to(query.dtype)
         mean = (query * weight[:, None, :, None]).sum(2) / weight.sum(-1).clamp(min=1)[:, None, None]
         mean = mean.unflatten(1, (keys.shape[2], -1)).sum(2)  # the queries that share a head of keys
         score = (mean[:, None] * keys).sum((-1, -2)).float()
         beside = (~self.others).to(torch.uint8).argsort(dim=-1, stable=True)
         near = score.masked_fill(~self.others, -torch.inf).gather(1, beside)
-        near = torch.nn.functional.max_pool1d(near[:, None], self.cache.kernel, 1, self.cache.kernel // 2)[:, 0]
+        near = torch.nn.functional.max_pool1d(near[:, None], self.kernel, 1, self.kernel // 2)[:, 0]
         near = near.masked_fill(~self.others.gather(1, beside), -torch.inf)
         best = near.argsort(dim=-1, descending=True, stable=True)
         rank = torch.empty_like(best).scatter_(1, best, torch.arange(best.shape[1], device=best.device).expand_as(best))
         chosen = torch.zeros_like(self.others).scatter_(1, beside, rank < self.kept[:, None])
         place = torch.where(chosen, 0, torch.where(self.block, 1, 2))
         return place.argsort(dim=-1, stable=True)
-
-
-@dataclass(frozen=True)
-class _Kept(_Sparse):
-    """A forward over blocks, which attend to what is in front of the store."""
-
-    start: Tensor
-    """int64 [b]: the block's first column."""
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None = None) -> Tensor:
-        at = self.columns - self.start[:, None] + self.kept[:, None]
-        width = self.kept + self.block.sum(-1)
-        seen = torch.arange(int(width.max()), device=at.device) < width[:, None]
-        inner = Window(at, seen[:, None], self.store, self.rows, self.batch)
-        return inner.attend(layer, query, key, value, scaling)

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from dlm_kernels import InvalidArgumentError, TokenScores, keyed_uniform, score_tokens
+from dlm_kernels.reference.philox import ROUTE_STREAM
 from dlm_kernels.rng import make_row_ids
 from dlm_samplers.models import Adapter, ModelSpec
 from dlm_samplers.models.adapter import device_of
 from dlm_samplers.models.describe import recognise
 from dlm_samplers.models.seen import Seen
-
-ROUTE_STREAM = 3
-"""Of `absorbing_step_`: which positions jump."""
 
 
 def spec_for(model: Any, spec: ModelSpec | None, mask_index: int | None) -> ModelSpec:

@@ -22,9 +22,8 @@ def attention_of(forward: Callable[[Tensor], Tensor], block_length: int, vocabul
     for row, column in ((1, block_length - 1), (2, 2 * block_length - 1)):
         tokens[row, column] = (tokens[row, column] + 1) % vocabulary
     logits = forward(tokens).float()
-    change = (
-        (logits - logits[0]).abs().nan_to_num(0.0).amax(-1)
-    )  # [4, 2 block_length]; the last row repeats the first: noise
+    # [4, 2 block_length]; the last row repeats the first, so that what it shows is noise.
+    change = (logits - logits[0]).abs().nan_to_num(0.0).amax(-1)
     moved = change > 4 * change[3].max() + 1e-6 * logits[0].abs().median()  # not the mean: some tokens have -1e9
     if bool(moved[2, :block_length].any()):
         return "bidirectional"
