@@ -10,10 +10,8 @@ from torch import Tensor
 from dlm_kernels import InvalidArgumentError
 from dlm_samplers.caches import DelayedCache
 from dlm_samplers.compat import llada
+from dlm_samplers.compat.fast_dllm import generate_with
 from dlm_samplers.models import ModelSpec
-from dlm_samplers.models.seen import Seen
-from dlm_samplers.policies import FixedQuota
-from dlm_samplers.sampler import LLaDASampler
 
 
 def generate(
@@ -60,26 +58,23 @@ def generate(
             mask_id,
             seed=seed,
         )
-    llada.check_call(prompt, attention_mask, steps, gen_length, block_length, remasking, mask_id)
     if cfg_scale:
         raise InvalidArgumentError(f"cfg_scale must be 0 with enable_cache=True, got {cfg_scale}")
-    if spec is None:
-        spec = ModelSpec(mask_id=mask_id, **Seen.of(model).split("model", "lm_head"))
-    sampler = LLaDASampler(
+    tokens, _ = generate_with(
+        DelayedCache(cache_reloading_step),
         model,
-        spec=spec,
-        policy=FixedQuota("confidence" if remasking == "low_confidence" else "random"),
-        cache=DelayedCache(cache_reloading_step),
-    )
-    output = sampler.generate(
         prompt,
+        steps,
+        gen_length,
+        block_length,
+        temperature,
+        remasking,
+        mask_id,
+        threshold=None,
+        factor=None,
+        step_callback=None,
         attention_mask=attention_mask,
-        max_new_tokens=gen_length,
-        block_length=block_length,
-        steps=steps,
-        temperature=temperature,
+        spec=spec,
         seed=seed,
     )
-    result = output.sequences
-    result[:, : prompt.shape[1]] = prompt  # the caller's padding tokens
-    return result
+    return tokens

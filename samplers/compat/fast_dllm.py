@@ -9,10 +9,10 @@ from torch import Tensor
 
 from dlm_kernels import InvalidArgumentError
 from dlm_samplers.caches import Cache, DualCache, PrefixCache
-from dlm_samplers.compat.llada import check_call
+from dlm_samplers.compat.blockwise import check_call, quota, run
 from dlm_samplers.models import ModelSpec
 from dlm_samplers.models.seen import Seen
-from dlm_samplers.policies import Factor, FixedQuota, Policy, Threshold
+from dlm_samplers.policies import Factor, Policy, Threshold
 from dlm_samplers.sampler import LLaDASampler, Sampler
 from dlm_samplers.state import SamplerState
 
@@ -54,7 +54,7 @@ def generate(
     - Rows may be padded on the left, with `attention_mask`; upstream's attention ignores it.
     - Noise is keyed by `seed`, row, position and step.
     """
-    return _generate(None, **locals())
+    return generate_with(None, **locals())
 
 
 def generate_with_prefix_cache(
@@ -76,7 +76,7 @@ def generate_with_prefix_cache(
 ) -> tuple[Tensor, int]:
     """As `generate`, with `PrefixCache`. The model attends through transformers' attention interface; `spec` says where its
     hidden states and head are, by default in `model` and `lm_head`. Upstream's modified model files are not needed."""
-    return _generate(PrefixCache(), **locals())
+    return generate_with(PrefixCache(), **locals())
 
 
 def generate_with_dual_cache(
@@ -97,10 +97,10 @@ def generate_with_dual_cache(
     seed: int = 0,
 ) -> tuple[Tensor, int]:
     """As `generate_with_prefix_cache`, with `DualCache`."""
-    return _generate(DualCache(), **locals())
+    return generate_with(DualCache(), **locals())
 
 
-def _generate(
+def generate_with(
     cache: Cache | None,
     model: Callable[..., Any],
     prompt: Tensor,
@@ -117,16 +117,17 @@ def _generate(
     spec: ModelSpec | None,
     seed: int,
 ) -> tuple[Tensor, int]:
+    """`generate` with any cache."""
     check_call(prompt, attention_mask, steps, gen_length, block_length, remasking, mask_id)
     policy: Policy
-    if remasking == "random" and not threshold is factor is None:
+    if remasking == "random" and (threshold is not None or factor is not None):
         raise InvalidArgumentError("remasking must be 'low_confidence' with threshold or factor, got 'random'")
     if factor is not None:
         policy = Factor(factor, upstream_quirk=True)
     elif threshold is not None:
         policy = Threshold(threshold)
     else:
-        policy = FixedQuota("random" if remasking == "random" else "confidence")
+        policy = quota(remasking)
     if spec is None:
         states = {} if cache is None else Seen.of(model).split("model", "lm_head")
         spec = ModelSpec(mask_id=mask_id, **states)
@@ -135,7 +136,8 @@ def _generate(
         if step_callback is not None:
             step_callback(step)
 
-    output = LLaDASampler(model, spec=spec, policy=policy, cache=cache).generate(
+    output = run(
+        LLaDASampler(model, spec=spec, policy=policy, cache=cache),
         prompt,
         attention_mask=attention_mask,
         max_new_tokens=gen_length,
@@ -145,6 +147,4 @@ def _generate(
         seed=seed,
         callback_on_step_end=on_step_end,
     )
-    result = output.sequences
-    result[:, : prompt.shape[1]] = prompt  # the caller's padding tokens
-    return result, int(output.nfe.max()) if output.nfe.numel() else 0
+    return output.sequences, int(output.nfe.max()) if output.nfe.numel() else 0

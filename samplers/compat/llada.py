@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from dlm_kernels import InvalidArgumentError, TokenScores
+from dlm_kernels import TokenScores
+from dlm_samplers.compat.blockwise import check_call, quota, run
 from dlm_samplers.evaluation import Evaluation
 from dlm_samplers.models import ModelSpec
-from dlm_samplers.policies import FixedQuota
 from dlm_samplers.sampler import LLaDASampler
 from dlm_samplers.state import SamplerState
 
@@ -58,10 +57,11 @@ def generate(
     sampler = _Published(
         model,
         spec=ModelSpec(mask_id=mask_id, suppressed_ids=(EOS_ID,) if logits_eos_inf else ()),
-        policy=FixedQuota("confidence" if remasking == "low_confidence" else "random"),
+        policy=quota(remasking),
         deferred_ids=deferred,
     )
-    output = sampler.generate(
+    return run(
+        sampler,
         prompt,
         attention_mask=attention_mask,
         max_new_tokens=gen_length,
@@ -70,36 +70,7 @@ def generate(
         temperature=temperature,
         cfg_scale=cfg_scale,
         seed=seed,
-    )
-    result = output.sequences
-    result[:, : prompt.shape[1]] = prompt  # the caller's padding tokens
-    return result
-
-
-def check_call(
-    prompt: Tensor,
-    attention_mask: Tensor | None,
-    steps: int,
-    gen_length: int,
-    block_length: int,
-    remasking: str,
-    mask_id: int,
-) -> None:
-    """Raises NotImplementedError for another `remasking`, as upstream, and InvalidArgumentError for what cannot be met."""
-    if remasking not in ("low_confidence", "random"):
-        raise NotImplementedError(remasking)
-    if gen_length and (gen_length % block_length or steps % (gen_length // block_length)):
-        raise InvalidArgumentError(
-            f"block_length must divide gen_length and the number of blocks must divide steps; got gen_length={gen_length}, "
-            f"block_length={block_length}, steps={steps}"
-        )
-    given = torch.ones_like(prompt, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-    if prompt.shape[1] and not bool(given[:, -1].all()):
-        raise InvalidArgumentError("attention_mask: pad the prompts on the left")
-    if bool(((prompt == mask_id) & given).any()):
-        raise InvalidArgumentError(
-            "prompt holds mask tokens; use LLaDASampler(...).generate(editable=...) to fill blanks"
-        )
+    ).sequences
 
 
 class _Published(LLaDASampler):
