@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_caches import MASK, V, attend_by_hand, llada, prompts
+from by_hand import MASK, V, attend_by_hand, llada, prompts
 
 from dlm_kernels import InvalidArgumentError
 from dlm_samplers.compat import fast_dllm
