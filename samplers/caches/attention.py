@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,13 +27,20 @@ class Window:
     columns: Tensor
     """int64 [b, n]: where the inputs stand. A column may be repeated, with the same token."""
     visible: Tensor
-    """bool [b, n or 1, L]: the columns that each input attends to."""
+    """bool [b, n or 1, S]: the columns, of the first S, that each input attends to."""
     store: dict[str, Tensor]
     """"cache.<layer>.key" and ".value" [B, L, H, D]: keys with their rotary positions in them; written in place."""
     rows: Tensor | None
     """int64 [b]: rows of the store that these are; None: all B."""
     batch: int
     """B."""
+    width: int
+    """L >= S."""
+
+    @cached_property
+    def bias(self) -> Tensor:
+        """float32 [b, 1, n or 1, S]: 0 where an input attends, else -inf. Made once: attention would make it in every layer."""
+        return torch.zeros_like(self.visible, dtype=torch.float32).masked_fill_(~self.visible, -torch.inf)[:, None]
 
     def repeated(self) -> Tensor:
         """bool [b, n]: inputs that repeat the column before them, which fill up short rows."""
@@ -45,16 +53,15 @@ class Window:
             for name, new in (("key", key), ("value", value))
         )
         grouped = query.shape[1] != key.shape[1]
-        mask = self.visible[:, None]
         out = torch.nn.functional.scaled_dot_product_attention(
-            query, keys, values, attn_mask=mask, scale=scaling, enable_gqa=grouped
+            query, keys, values, attn_mask=self.bias.to(query.dtype), scale=scaling, enable_gqa=grouped
         )
         return out.transpose(1, 2)
 
     def keep(self, name: str, new: Tensor) -> Tensor:
         """Replaces what is stored of the columns by `new` [b, n, ...]; all that is stored of the rows, [b, L, ...]."""
         if name not in self.store:
-            self.store[name] = new.new_zeros(self.batch, self.visible.shape[-1], *new.shape[2:])
+            self.store[name] = new.new_zeros(self.batch, self.width, *new.shape[2:])
         stored = self.store[name]
         if self.rows is None:
             return stored.scatter_(1, like(self.columns, new), new)

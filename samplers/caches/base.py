@@ -106,19 +106,21 @@ class Cache(Part, ABC):
         split = 0 < len(alone) < len(count)
         for rows in ((~apart).nonzero()[:, 0], alone) if split else (None,):
             mine = slice(None) if rows is None else rows
-            at = _ascending(columns[mine], count[mine])
+            reach = torch.where(columns[mine], state.column, 0).max()
+            most, last = torch.stack([count[mine].max(), reach]).tolist()
+            at = _ascending(columns[mine], count[mine], most)
             seen = visible[mine, None]
             if (block := adapter.spec.block_length) is not None:
-                seen = seen & (state.column // block <= (at // block)[:, :, None])
-            window = Window(at, seen, state.position_memory, rows, len(count))
+                seen = seen[..., : (last // block + 1) * block]  # no column attends to what is behind its block
+                seen = seen & (state.column[: seen.shape[-1]] // block <= (at // block)[..., None])
+            window = Window(at, seen, state.position_memory, rows, len(count), state.width)
             states = self.run(adapter, state.tokens[mine].gather(1, at), window, work[mine], state)
             window.keep(HIDDEN, states)
         return state.position_memory[HIDDEN], work
 
 
-def _ascending(columns: Tensor, count: Tensor) -> Tensor:
-    """int64 [b, n]: the columns of a mask bool [b, L] from left to right; rows with fewer than the most repeat their last."""
-    most = int(count.max())
+def _ascending(columns: Tensor, count: Tensor, most: int) -> Tensor:
+    """int64 [b, n]: the n = `most` columns of a mask bool [b, L] from left to right; rows with fewer repeat their last."""
     order = (~columns).to(torch.uint8).argsort(dim=-1, stable=True)
     offset = torch.arange(most, device=columns.device)
     return order.gather(1, torch.minimum(offset, count[:, None] - 1).clamp(min=0))
