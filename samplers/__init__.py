@@ -13,7 +13,16 @@ from dlm_samplers.caches import (
 )
 from dlm_samplers.guarantees import Guarantee
 from dlm_samplers.lengths import DAEDAL, LengthRule
-from dlm_samplers.models import Description, ModelMismatchError, ModelSpec, Probe, UnknownModelError, describe, probe
+from dlm_samplers.models import (
+    Description,
+    EmbeddedModel,
+    ModelMismatchError,
+    ModelSpec,
+    Probe,
+    UnknownModelError,
+    describe,
+    probe,
+)
 from dlm_samplers.output import GenerationInterrupted, SamplerOutput
 from dlm_samplers.policies import (
     AdaBlock,
@@ -70,6 +79,7 @@ __all__ = [
     "DraftVerify",
     "DreamSampler",
     "DualCache",
+    "EmbeddedModel",
     "EndOfText",
     "EntropyBound",
     "EventDriven",

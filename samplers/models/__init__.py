@@ -2,12 +2,14 @@
 
 from dlm_samplers.models.adapter import Adapter
 from dlm_samplers.models.describe import Description, UnknownModelError, describe
+from dlm_samplers.models.embedded import EmbeddedModel
 from dlm_samplers.models.probe import ModelMismatchError, Probe, probe
 from dlm_samplers.models.spec import ModelSpec
 
 __all__ = [
     "Adapter",
     "Description",
+    "EmbeddedModel",
     "ModelMismatchError",
     "ModelSpec",
     "Probe",

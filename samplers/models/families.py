@@ -38,8 +38,7 @@ ANCESTRAL = (
     "block_length=None and temperature=1.0."
 )
 EMBEDDED_IMAGES = (
-    "Images enter as inputs_embeds, which token samplers do not pass: text prompts alone, or a callable that embeds the image "
-    "and the tokens itself."
+    "An image enters as vectors, which the model's own code makes of it: EmbeddedModel, or generate(inputs_embeds=...)."
 )
 
 

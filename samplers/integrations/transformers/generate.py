@@ -25,7 +25,7 @@ from dlm_samplers.composition import Composition
 from dlm_samplers.integrations.prompts import continuations, rows_of
 from dlm_samplers.integrations.transformers.hooks import StopWhen, UntilEnd, by_position
 from dlm_samplers.integrations.transformers.options import USED, Options, read_options, seed_of
-from dlm_samplers.models import ModelSpec, describe
+from dlm_samplers.models import EmbeddedModel, ModelSpec, describe
 from dlm_samplers.stopping import EndOfText
 
 SETTINGS = ("block_length", "steps", "cfg_scale", "seed", "generator", "request_ids", "batch_size", "progress")
@@ -75,6 +75,8 @@ def generate(
     - A stopping criterion is asked about every token as soon as that and all before it are settled.
     - Prompts are padded on the left; a row is computed without its padding.
     - `use_cache=False` turns `cache` off.
+    - With `inputs_embeds` [B, P, D] in place of ids the result is what is generated, as there. Processors and criteria, which
+      are shown ids, do not go with it.
 
     Raises InvalidArgumentError (a ValueError) that names an argument it does not know, or that means nothing here.
     """
@@ -176,20 +178,32 @@ def generate_with(
     if inputs is not None and kwargs.get("input_ids") is not None:
         raise InvalidArgumentError("inputs and input_ids are the same argument; give one of them")
     input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
-    mask = kwargs.pop("attention_mask", None)
+    embeds, mask = kwargs.pop("inputs_embeds", None), kwargs.pop("attention_mask", None)
     settings = {name: kwargs.pop(name) for name in SETTINGS if name in kwargs}
     known = vars(GenerationConfig())
     unknown = sorted(name for name, value in kwargs.items() if name not in known and value is not None)
     if unknown:
         raise InvalidArgumentError(
-            f"unknown arguments {unknown}; allowed are transformers' generation arguments, attention_mask, logits_processor, "
-            f"stopping_criteria, streamer and {', '.join(SETTINGS)}"
+            f"unknown arguments {unknown}; allowed are transformers' generation arguments, attention_mask, inputs_embeds, "
+            f"logits_processor, stopping_criteria, streamer and {', '.join(SETTINGS)}"
         )
     options = read_options(model, generation_config, kwargs)
-    return _run(
-        *(model, parts, spec, input_ids, mask, options),
-        *(list(logits_processor or ()), list(stopping_criteria or ()), streamer, settings),
-    )
+    processors, criteria = list(logits_processor or ()), list(stopping_criteria or ())
+    prompt = 0
+    if embeds is not None:
+        if input_ids is not None or processors or criteria:
+            raise InvalidArgumentError(
+                "inputs_embeds goes without input_ids, logits_processor and stopping_criteria: there are no ids to show them"
+            )
+        if not isinstance(embeds, Tensor) or embeds.ndim != 3:
+            raise InvalidArgumentError("inputs_embeds must be a float tensor [B, P, D]")
+        model = EmbeddedModel(model, spec, list(embeds))
+        spec, prompt, input_ids = model.spec, embeds.shape[1], torch.stack(model.ids).to(embeds.device)
+    out = _run(model, parts, spec, input_ids, mask, options, processors, criteria, streamer, settings)
+    if isinstance(out, DiffusionGenerateOutput):
+        out.sequences = out.sequences[:, prompt:]
+        return out
+    return out[:, prompt:]
 
 
 def _run(
