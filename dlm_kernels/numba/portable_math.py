@@ -1,6 +1,7 @@
 """The arithmetic of `reference/portable_math.py` and `reference/philox.py`, a number at a time, bit for bit.
 
-Every constant is an explicit float32 or uint: a bare literal would promote the expression to 64 bits.
+Every constant is an explicit float32 or uint: a bare literal would promote the expression to 64 bits. No branches, only selects
+between numbers that are there anyway: then LLVM turns a loop over these into vector code.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dlm_kernels.reference import portable_math as spec
 
 f32, u32, u64 = np.float32, np.uint32, np.uint64
 
-HALF, ONE = f32(0.5), f32(1)
+ZERO, HALF, ONE = f32(0), f32(0.5), f32(1)
 LN2_HIGH, LN2_LOW = f32(spec.LN2_HIGH), f32(spec.LN2_LOW)
 LOG2_E, SQRT_HALF = f32(spec.LOG2_E), f32(spec.SQRT_HALF)
 EXP_UNDERFLOW = f32(spec.EXP_UNDERFLOW)
@@ -35,13 +36,10 @@ HALF_BITS = u32(0x3F000000)
 @jit
 def log(y):
     bits = float_bits(y)
-    e = np.int32((bits >> EXPONENT_SHIFT) & EXPONENT_MASK) - np.int32(126)
     m = bits_float(u32((bits & MANTISSA_MASK) | HALF_BITS))
-    if m < SQRT_HALF:
-        e -= np.int32(1)
-        m = (m + m) - ONE
-    else:
-        m = m - ONE
+    small = m < SQRT_HALF
+    e = np.int32((bits >> EXPONENT_SHIFT) & EXPONENT_MASK) - (np.int32(127) if small else np.int32(126))
+    m = (m + (m if small else ZERO)) - ONE
     z = m * m
     p = (((((((L0 * m + L1) * m + L2) * m + L3) * m + L4) * m + L5) * m + L6) * m + L7) * m + L8
     r = (p * m) * z
@@ -68,13 +66,14 @@ def exp(x):
 @jit
 def uniform_from_word(word):
     u = f32(word) * U_SCALE + U_SHIFT
-    return min(u, U_LARGEST)
+    return u if u < U_LARGEST else U_LARGEST
 
 
 @jit
 def exponential_from_uniform(u):
     series = u * ((((P0 * u + P1) * u + P2) * u + P3) * u + P4)
-    return series if u < SERIES_BELOW else -log(ONE - u)
+    otherwise = -log(ONE - u)
+    return series if u < SERIES_BELOW else otherwise
 
 
 @jit

@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 from dlm_kernels.numba import portable_math
-from dlm_kernels.numba.portable_math import gumbel_from_uniform, keyed_words, uniform_from_word
+from dlm_kernels.numba.portable_math import exponential_from_uniform, keyed_words, log, uniform_from_word
 from dlm_kernels.numba.row_stats import (
     CHUNK,
     NEGATIVE_INFINITY,
     ONE,
     ZERO,
+    extremes,
     index_of_maximum,
     merged_sums,
+    number_of_key,
     reshaped_sums,
     second_highest,
     summarise,
@@ -126,32 +128,57 @@ def number_of_sort_key(key):
 
 
 @jit
-def draw(x, m, first, t, cut, maxima, seed, row_id, step):
-    """argmax of (x - m) / t + Gumbel noise over what is kept, lowest index on ties.
+def gumbels(words, noise):
+    """Of random words. Two loops: LLVM inlines only what is small, and makes no vector code of what it does not inline."""
+    for i in range(noise.size):
+        noise[i] = exponential_from_uniform(uniform_from_word(words[i]))
+    for i in range(noise.size):
+        noise[i] = -log(noise[i])
 
-    Begins at the block of the maximum: then what cannot win even with the largest noise needs no random numbers.
+
+@jit
+def keyed_noise(seed, row_id, step, first, words, noise):
+    """Gumbel noise of the entries 4 `first` and on, entry 4 i + j of these in [j, i]. words: room for the random bits."""
+    of_0, of_1, of_2, of_3 = words[0], words[1], words[2], words[3]
+    for i in range(of_0.size):
+        word = keyed_words(seed, row_id, step, first + u64(i), u64(0))
+        of_0[i], of_1[i], of_2[i], of_3[i] = u32(word[0]), u32(word[1]), u32(word[2]), u32(word[3])
+    gumbels(words.reshape(-1), noise.reshape(-1))
+
+
+@jit
+def best_of_chunk(x, m, t, least, noise, noised):
+    """(highest, its lowest index) of (x - m) / t + noise over the entries >= least of a chunk."""
+    for j in range(4):
+        of_lane = noise[j]
+        for i in range((x.size - j + 3) // 4):
+            value = (x[4 * i + j] - m) / t + of_lane[i]
+            noised[4 * i + j] = value if x[4 * i + j] >= least else NEGATIVE_INFINITY
+    highest = number_of_key(extremes(noised[: x.size].view(np.int32))[0])
+    index = 0
+    while noised[index] < highest:
+        index += 1
+    return highest, index
+
+
+@jit
+def draw(x, m, first, t, least, maxima, seed, row_id, step):
+    """argmax of (x - m) / t + Gumbel noise over the entries >= least, lowest index on ties.
+
+    Begins at the chunk of the maximum: then chunks that cannot win even with the largest noise need no random numbers.
     """
+    words, noise = np.empty((4, CHUNK // 4), np.uint32), np.empty((4, CHUNK // 4), np.float32)
+    noised = np.empty(CHUNK, np.float32)
     best, token = NEGATIVE_INFINITY, i64(-1)
     for turn in range(-1, maxima.size):
-        begin, end = turn * CHUNK, min((turn + 1) * CHUNK, x.size)
-        if turn < 0:
-            begin = first - first % 4
-            end = min(begin + 4, x.size)
-        elif (maxima[turn] - m) / t + LARGEST_GUMBEL < best:
+        c = first // CHUNK if turn < 0 else turn
+        if turn >= 0 and (turn == first // CHUNK or (maxima[c] - m) / t + LARGEST_GUMBEL < best):
             continue
-        for block in range(begin, end, 4):
-            after = min(block + 4, x.size)
-            possible = False
-            for v in range(block, after):
-                possible |= (x[v] - m) / t + LARGEST_GUMBEL >= best
-            if not possible:
-                continue
-            words = keyed_words(seed, row_id, step, u64(block // 4), u64(0))
-            for v in range(block, after):
-                if sort_key(x[v]) >= cut:
-                    noised = (x[v] - m) / t + gumbel_from_uniform(uniform_from_word(words[v - block]))
-                    if token < 0 or noised > best or (noised == best and v < token):
-                        best, token = noised, i64(v)
+        keyed_noise(seed, row_id, step, u64(c * (CHUNK // 4)), words, noise)
+        value, index = best_of_chunk(x[c * CHUNK : min((c + 1) * CHUNK, x.size)], m, t, least, noise, noised)
+        index += c * CHUNK
+        if token < 0 or value > best or (value == best and index < token):
+            best, token = value, i64(index)
     return token
 
 
@@ -175,15 +202,15 @@ def score_row(
         return i64(0), 0.0, 0.0, 0.0, -math.inf
 
     t = temperature if temperature > ZERO else ONE
-    cut = u32(0)
+    least = NEGATIVE_INFINITY
     if temperature > ZERO or sampling_confidence:
         cut = cut_of_filters(x, m, t, top_k, top_p, top_p_first)
+        least = NEGATIVE_INFINITY if cut == 0 else number_of_sort_key(cut)
     token = first
     if temperature > ZERO:
-        token = draw(x, m, first, t, cut, maxima, seed, row_id, step)
+        token = draw(x, m, first, t, least, maxima, seed, row_id, step)
     second = second_highest(x, first, maxima)
     if reshaped:
-        least = NEGATIVE_INFINITY if cut == 0 else number_of_sort_key(cut)
         total, weighted = reshaped_sums(x, m, t, least, maxima)
         second = second if second >= least else NEGATIVE_INFINITY
     else:
