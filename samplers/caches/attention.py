@@ -36,6 +36,8 @@ class Window:
     """B."""
     width: int
     """L >= S."""
+    full: bool
+    """True where every input attends to all S columns: attention gets no mask, for its fastest kernels take none."""
 
     @cached_property
     def bias(self) -> Tensor:
@@ -53,8 +55,9 @@ class Window:
             for name, new in (("key", key), ("value", value))
         )
         grouped = query.shape[1] != key.shape[1]
+        mask = None if self.full else self.bias.to(query.dtype)
         out = torch.nn.functional.scaled_dot_product_attention(
-            query, keys, values, attn_mask=self.bias.to(query.dtype), scale=scaling, enable_gqa=grouped
+            query, keys, values, attn_mask=mask, scale=scaling, enable_gqa=grouped
         )
         return out.transpose(1, 2)
 

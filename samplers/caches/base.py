@@ -106,17 +106,31 @@ class Cache(Part, ABC):
         split = 0 < len(alone) < len(count)
         for rows in ((~apart).nonzero()[:, 0], alone) if split else (None,):
             mine = slice(None) if rows is None else rows
-            reach = torch.where(columns[mine], state.column, 0).max()
-            most, last = torch.stack([count[mine].max(), reach]).tolist()
-            at = _ascending(columns[mine], count[mine], most)
-            seen = visible[mine, None]
-            if (block := adapter.spec.block_length) is not None:
-                seen = seen[..., : (last // block + 1) * block]  # no column attends to what is behind its block
-                seen = seen & (state.column[: seen.shape[-1]] // block <= (at // block)[..., None])
-            window = Window(at, seen, state.position_memory, rows, len(count), state.width)
+            at, seen, full = _window(columns[mine], count[mine], visible[mine], state.column, adapter.spec.block_length)
+            window = Window(at, seen, state.position_memory, rows, len(count), state.width, full)
             states = self.run(adapter, state.tokens[mine].gather(1, at), window, work[mine], state)
             window.keep(HIDDEN, states)
         return state.position_memory[HIDDEN], work
+
+
+def _window(
+    columns: Tensor, count: Tensor, visible: Tensor, column: Tensor, block: int | None
+) -> tuple[Tensor, Tensor, bool]:
+    """The `columns`, `visible` and `full` of a Window. Reads four numbers back from the device, together."""
+    width = columns.shape[1]
+    ends = [
+        count.max(),
+        torch.where(columns, column, width).min(),
+        torch.where(columns, column, 0).max(),
+        torch.where(visible, width, column).min(),
+    ]
+    most, first, last, unseen = torch.stack(ends).tolist()
+    at, seen, full = _ascending(columns, count, most), visible[:, None], width <= unseen
+    if block is not None:  # no column attends to what is behind its block
+        end = min((last // block + 1) * block, width)
+        seen = seen[..., :end] & (column[:end] // block <= (at // block)[..., None])
+        full = end <= unseen and first // block == last // block
+    return at, seen, full
 
 
 def _ascending(columns: Tensor, count: Tensor, most: int) -> Tensor:

@@ -88,7 +88,7 @@ class SparseCache(Cache):
             at = window.columns - state.block_start[some, None] + kept[:, None]
             width = kept + block.sum(-1)
             seen = torch.arange(int(width.max()), device=at.device) < width[:, None]
-            front = Window(at, seen[:, None], window.store, window.rows, window.batch, window.width)
+            front = Window(at, seen[:, None], window.store, window.rows, window.batch, window.width, False)
             return adapter.window(tokens, _Front(**vars(window), front=front))
         chooses = forwards == self.delay
         if bool(chooses.any()):

@@ -13,6 +13,8 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import Diffu
 from dlm_kernels.reference.philox import STATE_STREAM, gumbel_noise, keyed_integer
 from dlm_kernels.rng import make_row_ids
 
+PAD = 0
+
 
 @contextmanager
 def keyed_draws(seed, rows, canvas_length, max_denoising_steps):
@@ -52,3 +54,11 @@ def original(model, input_ids, *, seed, **call):
     steps = call.get("max_denoising_steps", 48)
     with keyed_draws(seed, len(input_ids), model.config.canvas_length, steps):
         return model.generate(input_ids, **call)
+
+
+def prompts(seed, rows, width, padded=True):
+    """Left-padded in rows of several lengths."""
+    draw = torch.Generator().manual_seed(seed)
+    given = torch.arange(width) >= torch.randint(width if padded else 1, (rows, 1), generator=draw)
+    ids = torch.randint(6, 60, (rows, width), generator=draw)
+    return {"input_ids": torch.where(given, ids, PAD), "attention_mask": given.long()}

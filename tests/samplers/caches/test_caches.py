@@ -110,6 +110,35 @@ def test_a_block_cache_changes_nothing_in_a_block_causal_model(policy, temperatu
         assert cached.positions.sum() < plain.positions.sum() / 2
 
 
+def attention_calls(monkeypatch, sampler, asked, **settings):
+    """(keys, whether there was a mask) of every layer of every forward."""
+    attend, calls = torch.nn.functional.scaled_dot_product_attention, []
+
+    def note(query, key, value, attn_mask=None, **kwargs):
+        calls.append((key.shape[2], attn_mask is not None))
+        return attend(query, key, value, attn_mask=attn_mask, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", note)
+        sampler.generate(asked, max_new_tokens=12, **settings)
+    return calls
+
+
+def test_attention_gets_a_mask_only_where_something_is_hidden_and_no_key_that_all_hide(monkeypatch):
+    model = llada()
+    sampler = LLaDASampler(model, cache=DualCache(), spec=spec_of(model))
+    alike, unequal = [[1, 2, 3], [4, 5, 6]], [[1, 2, 3], [4, 5]]
+    assert {mask for _, mask in attention_calls(monkeypatch, sampler, alike, block_length=4)} == {False}
+    assert {mask for _, mask in attention_calls(monkeypatch, sampler, unequal, block_length=4)} == {True}
+    model = sdar()
+    sampler = LLaDASampler(model, cache=BlockCache(), spec=spec_of(model, block_length=4))
+    calls = attention_calls(monkeypatch, sampler, [[1, 2, 3, 4]])
+    # A block of four steps: the first computes the block before it too, which does not see this one.
+    layers = model.config.num_hidden_layers
+    steps = [(8, True), *[(8, False)] * 3, (12, True), *[(12, False)] * 3, (16, True), *[(16, False)] * 3]
+    assert calls == [step for step in steps for _ in range(layers)]
+
+
 @pytest.mark.parametrize("remask", [TokenEditing(0.1, 3), ConfidenceDrop()], ids=str)
 def test_a_block_cache_keeps_up_with_tokens_taken_back(remask):
     model = sdar()
