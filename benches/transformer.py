@@ -52,7 +52,7 @@ class Architecture:
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                      "num_key_value_heads", "head_dim", "learned_positions"):  # fmt: skip
             value, optional = getattr(self, name), name in ("head_dim", "learned_positions")
-            if not (optional and value is None or _is_whole(value) and value >= 1):
+            if not ((optional and value is None) or (_is_whole(value) and value >= 1)):
                 raise ValueError(f"{name}: expected a positive integer{' or None' * optional}, got {value!r}")
         for name, allowed in (("norm", ("rms", "layer")), ("activation", ("swiglu", "squared_relu"))):
             if getattr(self, name) not in allowed:
@@ -62,6 +62,8 @@ class Architecture:
                 f"num_key_value_heads must divide num_attention_heads = {self.num_attention_heads}, "
                 f"got {self.num_key_value_heads}"
             )
+        if self.fused_qkv and self.qk_norm:
+            raise ValueError("qk_norm: goes with separate projections, got fused_qkv=True")
         if self.block_length is not None and self.block_length < 1:
             raise ValueError(f"block_length must be at least 1 or None, got {self.block_length}")
         if self.head_dim is None:
@@ -89,7 +91,7 @@ Attend = Callable[..., Tensor]
 """attend(attention, query [B, H, n, D], key [B, H of keys, m, D], value, mask, is_causal=, **kwargs) -> [B, n, H, D]."""
 
 Angles = tuple[Tensor, Tensor]
-"""Cosines and sines of the rotary angles, each [B or 1, 1, L, head_dim / 2]."""
+"""Cosines and sines of the rotary angles, each [B or 1, L, 1, head_dim / 2]."""
 
 
 def attend(
@@ -131,7 +133,7 @@ def norm_of(config: Architecture) -> nn.Module:
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotary positions (arXiv:2104.09864), component i with component i + D / 2. x [B, H, L, D], angles [B, 1, L, D / 2]."""
+    """Rotary positions (arXiv:2104.09864), component i with component i + D / 2. x [B, L, H, D], angles [B, L, 1, D / 2]."""
     first, second = x.chunk(2, -1)
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)
 
@@ -160,20 +162,17 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and values, of x [B, L, D], each [B, heads, L, head_dim]."""
-        config, heads = self.config, (*x.shape[:-1], -1, self.head_dim)
-        queries, keys = config.num_attention_heads, config.num_key_value_heads
-        if config.fused_qkv and not config.qk_norm:  # rotated together: half as many small operations
-            both, value = self.qkv_proj(x).view(heads).transpose(1, 2).split((queries + keys, keys), 1)
-            query, key = rotate(both, *angles).split((queries, keys), 1)
-            return query, key, value
-        if config.fused_qkv:
-            query, key, value = self.qkv_proj(x).view(heads).split((queries, keys, keys), 2)
+        heads, queries = (*x.shape[:-1], -1, self.head_dim), self.config.num_attention_heads
+        if self.config.fused_qkv:
+            both = queries + self.config.num_key_value_heads
+            query_key, value = self.qkv_proj(x).view(heads).tensor_split((both,), 2)  # half the time of split
         else:
             query, key, value = (layer(x).view(heads) for layer in (self.q_proj, self.k_proj, self.v_proj))
-        if config.qk_norm:
-            query, key = self.q_norm(query), self.k_norm(key)
-        query, key, value = (states.transpose(1, 2) for states in (query, key, value))
-        return rotate(query, *angles), rotate(key, *angles), value
+            if self.config.qk_norm:
+                query, key = self.q_norm(query), self.k_norm(key)
+            query_key = torch.cat([query, key], 2)
+        query, key = rotate(query_key, *angles).transpose(1, 2).tensor_split((queries,), 1)
+        return query, key, value.transpose(1, 2)
 
     def forward(
         self, x: Tensor, angles: Angles, mask: Tensor | None, cache: Any, store_kv: bool, **kwargs: Any
@@ -210,10 +209,10 @@ class Layer(nn.Module):
 
     def __init__(self, config: Architecture, layer_idx: int, attend: Attend) -> None:
         super().__init__()
-        self.self_attn = Attention(config, layer_idx, attend)
-        self.mlp = MLP(config)
         self.input_layernorm = norm_of(config)
+        self.self_attn = Attention(config, layer_idx, attend)
         self.post_attention_layernorm = norm_of(config)
+        self.mlp = MLP(config)
 
     def forward(self, x: Tensor, **context: Any) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), **context)
@@ -245,8 +244,9 @@ class Trunk(nn.Module):
         """States [B, L, D]. attention_mask: None or "full"; [B, L], 1 on real tokens; [B, 1, L, S] bool or additive, as it is.
 
         position_ids: [B, L], which may repeat; default: columns from 0, or with learned positions real tokens from 0.
-        With `past_key_values` (a transformers `Cache`) the inputs follow the cached positions; `store_kv=False` leaves the
-        cache as it is (SDAR). States at padded positions are finite and mean nothing.
+        past_key_values: transformers' `Cache`, or what has its methods; the inputs follow the cached positions.
+        store_kv: False leaves the cache as it is (SDAR).
+        States at padded positions are finite and mean nothing.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
@@ -268,8 +268,8 @@ class Trunk(nn.Module):
         return torch.arange(past, past + x.shape[1], device=x.device)[None]
 
     def _angles(self, positions: Tensor, x: Tensor) -> Angles:
-        half = torch.arange(0, self.config.head_dim, 2, device=x.device).float() / self.config.head_dim
-        angle = positions[:, None, :, None].float() / self.config.rope_theta**half
+        half = torch.arange(0, self.config.head_dim, 2, dtype=torch.float32, device=x.device) / self.config.head_dim
+        angle = positions[:, :, None, None] / self.config.rope_theta**half
         return angle.cos().to(x.dtype), angle.sin().to(x.dtype)
 
     def _mask(self, given: Tensor | str | None, x: Tensor, past: int) -> Tensor | None:

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlm_benches.transformer import Architecture, Trunk
-from dlm_samplers.caches.attention import Window
+
+if TYPE_CHECKING:
+    from dlm_samplers.caches.attention import Window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,12 +201,12 @@ class TinyAR(_Tiny):
             return ARGeneration(tokens, nfe)
         length = torch.tensor([len(row) for row in rows], device=device)  # [B], real positions that are kept
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.config.pad_token_id)
-        most = ids.shape[1] + max_new_tokens
-        kept: dict[str, Tensor] = {}  # keys and values [B, most, ...]
-        column = torch.arange(most, device=device)
-        first = column[: ids.shape[1]].expand(ids.shape)  # later positions may be padding: nobody sees them
-        states = self._continue(ids, first, column <= first[:1, :, None], kept)
+        kept = _Kept(max_new_tokens)
+        states = self.model(
+            ids, past_key_values=kept
+        )  # what follows a row's end is padding, which its tokens do not see
         logits = self.lm_head(states[torch.arange(len(rows), device=device), length - 1])
+        column = torch.arange(ids.shape[1] + max_new_tokens, device=device)
         live = torch.arange(len(rows), device=device)  # rows that have not ended
         for step in range(max_new_tokens):
             chosen = logits.argmax(dim=-1)
@@ -214,15 +217,42 @@ class TinyAR(_Tiny):
                 break
             if not going.all():
                 live, chosen, length = live[going], chosen[going], length[going]
-                kept = {name: value[going] for name, value in kept.items()}
-            at = length[:, None]
-            logits = self.lm_head(self._continue(chosen[:, None], at, column <= at[:, :, None], kept)[:, 0])
+                kept.take(going)
+            kept.at = torch.arange(len(live), device=device), length
+            visible = (column <= length[:, None])[:, None, None]
+            states = self.model(chosen[:, None], visible, length[:, None], past_key_values=kept)
+            logits = self.lm_head(states[:, 0])
             length = length + 1
         return ARGeneration(tokens, nfe)
 
-    def _continue(self, ids: Tensor, at: Tensor, visible: Tensor, kept: dict[str, Tensor]) -> Tensor:
-        """States [b, n, D] of ids [b, n] at columns [b, n], which see `visible` [b or 1, n, most]; writes `kept` in place."""
-        return self.model(ids, position_ids=at, dlm_window=Window(at, visible, kept, None, len(ids)))
+
+class _Kept:
+    """Keys and values of rows that end where they please, as transformers' `Cache` would be called.
+
+    First the prompts are kept, with room for `room` more; then one token a row, where `at` says: rows and columns [B].
+    """
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.at: tuple[Tensor, Tensor] | None = None
+        self.layers: list[tuple[Tensor, Tensor]] = []
+
+    def get_seq_length(self) -> int:
+        """0: the model is told positions and what is seen."""
+        return 0
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """Keeps key and value [B, H, n, D]; what there is to attend to."""
+        if self.at is None:
+            self.layers.append((F.pad(key, (0, 0, 0, self.room)), F.pad(value, (0, 0, 0, self.room))))
+            return key, value
+        (rows, columns), (keys, values) = self.at, self.layers[layer_idx]
+        keys[rows, :, columns], values[rows, :, columns] = key[:, :, 0], value[:, :, 0]
+        return keys, values
+
+    def take(self, rows: Tensor) -> None:
+        """Keeps the rows of a mask alone."""
+        self.layers = [(key[rows], value[rows]) for key, value in self.layers]
 
 
 def build(config: TinyConfig) -> TinyDLM | TinyAR:
