@@ -17,6 +17,7 @@ from dlm_benches.architectures.config import (
     MaskedDiffusionConfig,
     SDARStyleConfig,
 )
+from dlm_benches.tiny.load import folder_of
 from dlm_benches.transformer import Attention, Trunk
 
 
@@ -101,3 +102,11 @@ class LLaDA2StyleModel(MaskedDiffusionModel):
                 seen = (seen.tril() & attention_mask.bool()[:, None, None]) | own
             attention_mask = seen
         return super().forward(input_ids, attention_mask, **kwargs)
+
+
+def trained(name: str) -> LLaDAStyleModel:
+    """A bundled model as `dlm_benches.tiny.load.load` gives it, but a Hugging Face model: float32, evaluation mode.
+
+    Raises `CheckpointError` for an unknown name.
+    """
+    return LLaDAStyleModel.from_pretrained(folder_of(name)).float().eval().requires_grad_(False)
