@@ -224,6 +224,10 @@ class Trunk(nn.Module):
 
     def __init__(self, config: Architecture, attend: Attend = attend) -> None:
         super().__init__()
+        self.build(config, attend)
+
+    def build(self, config: Architecture, attend: Attend) -> None:
+        """Makes the modules: apart, for classes that are made in another way."""
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         if config.learned_positions is not None:

@@ -29,19 +29,31 @@ def attend(
     return function(attention, query, key, value, mask, dropout=0.0, scaling=attention.scaling, **kwargs)[0]
 
 
-class MaskedDiffusionModel(PreTrainedModel):
-    """Trunk and LM head: logits [B, L, V]."""
-
+class _Pretrained(PreTrainedModel):
     config_class = MaskedDiffusionConfig
     base_model_prefix = "model"
     _no_split_modules: ClassVar[list[str]] = ["Layer"]
     _supports_sdpa = True
     _supports_attention_backend = True
+
+
+class PretrainedTrunk(Trunk, _Pretrained):
+    """The trunk, whose attention goes through transformers' interface."""
+
+    def __init__(self, config: MaskedDiffusionConfig) -> None:
+        _Pretrained.__init__(self, config)
+        self.build(config, attend)
+        self.post_init()
+
+
+class MaskedDiffusionModel(_Pretrained):
+    """Trunk and LM head: logits [B, L, V]."""
+
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: MaskedDiffusionConfig) -> None:
         super().__init__(config)
-        self.model = Trunk(config, attend)
+        self.model = PretrainedTrunk(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
