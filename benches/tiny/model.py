@@ -202,9 +202,7 @@ class TinyAR(_Tiny):
         length = torch.tensor([len(row) for row in rows], device=device)  # [B], real positions that are kept
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.config.pad_token_id)
         kept = _Kept(max_new_tokens)
-        states = self.model(
-            ids, past_key_values=kept
-        )  # what follows a row's end is padding, which its tokens do not see
+        states = self.model(ids, past_key_values=kept)  # needs no mask: padding follows a row, which looks back alone
         logits = self.lm_head(states[torch.arange(len(rows), device=device), length - 1])
         column = torch.arange(ids.shape[1] + max_new_tokens, device=device)
         live = torch.arange(len(rows), device=device)  # rows that have not ended
