@@ -43,7 +43,7 @@ def test_an_adapter_is_cached_like_the_weights_that_it_merges_into(asked):
     peft = pytest.importorskip("peft")
     torch.manual_seed(0)
     targets = ["qkv_proj", "o_proj", "up_proj", "down_proj"]
-    config = peft.LoraConfig(r=4, lora_alpha=1, target_modules=targets, init_lora_weights=False)
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False)
     adapted = peft.get_peft_model(trained("reasoning"), config).eval()
     inside, some = ("base_model.model.model", "base_model.model.lm_head"), asked[::A_TASK]
     kept = answers(adapted, some, DualCache(), *inside).sequences
