@@ -277,9 +277,9 @@ class Trunk(nn.Module):
         return angle.cos().to(x.dtype), angle.sin().to(x.dtype)
 
     def _mask(self, given: Tensor | str | None, x: Tensor, past: int) -> Tensor | None:
-        """What is added to the attention scores, [B or 1, 1, L or 1, past + L]; None: all is seen, or plainly causal."""
+        """What attention adds or selects by, [B or 1, 1, L or 1, past + L]; None: all is seen, or plainly causal."""
         if isinstance(given, Tensor) and given.ndim == 4:
-            return _added(given, x.dtype) if given.dtype == torch.bool else given
+            return given
         real = given.bool()[:, None, None] if isinstance(given, Tensor) else None
         blocks = self.config.block_length
         if blocks is None:
