@@ -1,4 +1,4 @@
-"""Random-weight models with the shapes, masks and calls of published diffusion language models."""
+"""Hugging Face models with the shapes, masks and calls of published ones: with random weights, or with the bundled ones."""
 
 from dlm_benches.architectures.config import (
     DreamStyleConfig,
@@ -13,6 +13,7 @@ from dlm_benches.architectures.model import (
     LLaDAStyleModel,
     MaskedDiffusionModel,
     SDARStyleModel,
+    trained,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "MaskedDiffusionModel",
     "SDARStyleConfig",
     "SDARStyleModel",
+    "trained",
 ]

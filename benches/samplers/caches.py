@@ -14,8 +14,9 @@ from torch import Tensor
 from dlm_benches.demo.measure import BATCH, TEST_SEED, questions
 from dlm_benches.demo.methods import NEW_TOKENS
 from dlm_benches.stats import quantile, wilson
-from dlm_benches.tiny.model import Block, TinyDLM
+from dlm_benches.tiny.model import TinyDLM
 from dlm_benches.tiny.tasks import TASKS
+from dlm_benches.transformer import Layer
 from dlm_kernels import TokenScores
 from dlm_samplers import (
     Cache,
@@ -47,9 +48,9 @@ SHAPE = {
 PROMPT, NEW, LONG_BLOCK, LONG_TAU, ROUNDS = 512, 256, 32, 0.25, 3
 
 
-def values(block: Block, x: Tensor) -> Tensor:
-    """[b, n, D]: what a block of the tiny model attends to."""
-    return block.qkv(block.norm1(x))[..., 2 * x.shape[-1] :]
+def values(layer: Layer, x: Tensor) -> Tensor:
+    """[b, n, D]: what a layer of the tiny model attends to."""
+    return layer.self_attn.qkv_proj(layer.input_layernorm(x))[..., 2 * x.shape[-1] :]
 
 
 def caches_of_tiny() -> list[Cache | None]:
@@ -59,7 +60,7 @@ def caches_of_tiny() -> list[Cache | None]:
         DualCache(),
         DelayedCache(4),
         DelayedCache(),
-        FeatureCache(layers="blocks", value=values),
+        FeatureCache(value=values),
         SparseCache(),
         SuffixWindow(window=16),
         SuffixWindow(window=16, inner=PrefixCache()),

@@ -150,7 +150,7 @@ def text_bits(model: TinyDLM, stream: NDArray[np.int64], text_bytes: int, *, win
     bound: the masked-diffusion bound on -log p, mean over mask ratios t of (1 / t) * loss at the masked positions
     (MDLM, arXiv:2406.07524). masked: plain mean cross-entropy of masked tokens, mask ratio uniform.
     """
-    rng, length = np.random.default_rng(EVAL_SEED), model.config.max_length
+    rng, length = np.random.default_rng(EVAL_SEED), model.config.learned_positions
     start = np.linspace(0, len(stream) - length, windows).astype(np.int64)
     bound = masked_loss = masked_tokens = 0.0
     for index in np.array_split(np.arange(windows), max(1, windows // 32)):

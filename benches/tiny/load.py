@@ -31,9 +31,14 @@ def available() -> list[str]:
 
 def load(name: str) -> TinyDLM | TinyAR:
     """A bundled model in float32, evaluation mode. Raises `CheckpointError` for an unknown name or bad files."""
+    return load_folder(folder_of(name))
+
+
+def folder_of(name: str) -> Path:
+    """Where a bundled model's files are. Raises `CheckpointError` for an unknown name."""
     if name not in available():
         raise CheckpointError(f"name: expected one of {available()}, got {name!r}")
-    return load_folder(MODELS / name)
+    return MODELS / name
 
 
 def load_folder(folder: Path) -> TinyDLM | TinyAR:
@@ -46,9 +51,7 @@ def load_folder(folder: Path) -> TinyDLM | TinyAR:
 
 def read_recipe(name: str) -> dict[str, Any]:
     """How a bundled model was made and what it scored. Raises `CheckpointError` for an unknown name."""
-    if name not in available():
-        raise CheckpointError(f"name: expected one of {available()}, got {name!r}")
-    return _read_json(MODELS / name / "recipe.json")
+    return _read_json(folder_of(name) / "recipe.json")
 
 
 def read_config(path: Path) -> TinyConfig:

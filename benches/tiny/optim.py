@@ -47,8 +47,8 @@ class MuonAdamW:
         self.lr, self.matrix_lr, self.momentum, self.weight_decay = lr, matrix_lr, momentum, weight_decay
         named = list(named_parameters)
         self.parameters = [p for _, p in named]
-        matrices = [p for n, p in named if n.startswith("blocks.") and p.dim() == 2]
-        others = [p for n, p in named if not (n.startswith("blocks.") and p.dim() == 2)]
+        matrices = [p for n, p in named if ".layers." in n and p.dim() == 2]
+        others = [p for n, p in named if not (".layers." in n and p.dim() == 2)]
         self.groups: dict[str, list[nn.Parameter]] = {}
         for parameter in matrices:
             rows, columns = _wide(parameter)[0].shape

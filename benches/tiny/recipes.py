@@ -93,13 +93,14 @@ def config_for(recipe: Recipe) -> TinyConfig:
     """The architecture of a recipe's model."""
     if recipe.objective == "masked-text":
         eos, pad, mask = VOCAB_SIZE - 3, VOCAB_SIZE - 2, VOCAB_SIZE - 1  # as TextTokenizer numbers them
-        return TinyConfig("tiny-dlm", VOCAB_SIZE, mask, eos, pad, max_length=WINDOW)
-    kind: Literal["tiny-dlm", "tiny-ar"] = "tiny-ar" if recipe.objective == "causal-tasks" else "tiny-dlm"
+        return TinyConfig(
+            vocab_size=VOCAB_SIZE, mask_token_id=mask, eos_token_id=eos, pad_token_id=pad, learned_positions=WINDOW
+        )
     return TinyConfig(
-        kind,
         vocab_size=vocab.SIZE,
         mask_token_id=vocab.MASK,
         eos_token_id=vocab.EOS,
         pad_token_id=vocab.PAD,
-        max_length=64,
+        learned_positions=64,
+        block_length=1 if recipe.objective == "causal-tasks" else None,
     )

@@ -12,7 +12,9 @@ from dlm_benches.architectures import (  # noqa: E402
     LLaDAStyleModel,
     SDARStyleConfig,
     SDARStyleModel,
+    trained,
 )
+from dlm_benches.tiny.load import CheckpointError, load  # noqa: E402
 from dlm_samplers import DreamSampler, LLaDASampler, ModelMismatchError, ModelSpec, Threshold, probe  # noqa: E402
 from dlm_samplers.models.spec import DREAM  # noqa: E402
 
@@ -120,3 +122,60 @@ def test_bad_settings_are_named():
         SDARStyleConfig(block_length=0)
     with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
         tiny("llada")()
+
+
+@pytest.mark.parametrize("name", ["reasoning", "reasoning-ar", "text"])
+def test_a_bundled_model_is_the_same_here(name, tmp_path):
+    native, model = load(name), trained(name)
+    generator = torch.Generator().manual_seed(4)
+    ids = torch.randint(native.config.vocab_size, (6, 40), generator=generator)
+    real = torch.arange(40) >= torch.tensor([[0], [3], [17], [1], [39], [8]])
+    seen = (torch.rand(6, 1, 40, 40, generator=generator) < 0.5) | torch.eye(40, dtype=torch.bool)
+    with torch.no_grad():
+        for mask in (None, real.long(), real.flip(1).long()):
+            of = slice(None) if mask is None else mask.bool()
+            assert torch.equal(model(ids, mask).logits[of], native(ids, mask).logits[of])
+        places = torch.randint(40, (6, 40), generator=generator)
+        assert torch.equal(model(ids, seen, position_ids=places).logits, native(ids, seen, places).logits)
+        assert not torch.equal(model(ids, real.long()).logits[1, 5:], model(ids).logits[1, 5:])
+        model.save_pretrained(tmp_path)
+        again = LLaDAStyleModel.from_pretrained(tmp_path)
+        assert torch.equal(again(ids).logits, native(ids).logits)
+    assert again.config.eos_token_id == native.config.eos_token_id
+    with pytest.raises(CheckpointError, match="name: expected one of"):
+        trained("poetry")
+
+
+def test_the_switches_change_what_they_name():
+    """Every switch of a bundled model, one by one from Llama's: its parameters are there, and take part."""
+    switches = {
+        "norm": ("layer", "model.norm.bias"),
+        "activation": ("squared_relu", None),
+        "bias": (True, "model.layers.0.mlp.down_proj.bias"),
+        "qkv_bias": (True, "model.layers.0.self_attn.v_proj.bias"),
+        "fused_qkv": (True, "model.layers.0.self_attn.qkv_proj.weight"),
+        "learned_positions": (16, "model.embed_positions.weight"),
+    }
+    tokens = torch.arange(10)[None]
+    for name, (value, parameter) in switches.items():
+        model = tiny("llada", tie_word_embeddings=False, **{name: value})
+        own = dict(model.named_parameters())
+        if parameter is None:
+            assert not any("gate_proj" in key for key in own)
+            continue
+        before = model(tokens).logits.detach()
+        with torch.no_grad():
+            own[parameter].add_(torch.randn_like(own[parameter]))
+        assert not torch.allclose(model(tokens).logits, before, atol=1e-3), name
+
+
+def test_one_projection_is_the_three_side_by_side():
+    three, one = tiny("llada", tie_word_embeddings=False), tiny("llada", tie_word_embeddings=False, fused_qkv=True)
+    weights = three.state_dict()
+    for layer in range(3):
+        at = f"model.layers.{layer}.self_attn."
+        weights[f"{at}qkv_proj.weight"] = torch.cat([weights.pop(f"{at}{part}_proj.weight") for part in "qkv"])
+    one.load_state_dict(weights)
+    tokens = torch.randint(96, (2, 13), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(one(tokens).logits, three(tokens).logits, rtol=1e-5, atol=1e-5)

@@ -12,15 +12,19 @@ from dlm_benches.tiny.model import TinyAR, TinyConfig, TinyDLM, build
 V, EOS, PAD, MASK = 23, 20, 21, 22
 
 
-def config(kind="tiny-dlm", **changes):
-    return TinyConfig(kind, **{"vocab_size": V, "mask_token_id": MASK, "eos_token_id": EOS, "pad_token_id": PAD,
-                               "max_length": 40, "width": 32, "layers": 2, "heads": 2, **changes})  # fmt: skip
+def config(**changes):
+    return TinyConfig(**{"vocab_size": V, "mask_token_id": MASK, "eos_token_id": EOS, "pad_token_id": PAD,
+                         "learned_positions": 40, "hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2,
+                         "num_attention_heads": 2, "num_key_value_heads": 2, **changes})  # fmt: skip
 
 
-def random_model(kind):
+DLM, AR = None, 1  # the two models: every position sees every other; blocks of one token
+
+
+def random_model(block_length):
     """Random weights large enough that attention and every residual branch matter."""
     torch.manual_seed(3)
-    model = build(config(kind))
+    model = build(config(block_length=block_length))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -29,18 +33,18 @@ def random_model(kind):
 
 @pytest.fixture(scope="module")
 def dlm():
-    return random_model("tiny-dlm")
+    return random_model(DLM)
 
 
 @pytest.fixture(scope="module")
 def ar():
-    return random_model("tiny-ar")
+    return random_model(AR)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("kind", ["tiny-dlm", "tiny-ar"])
-def test_a_padded_row_means_the_same_as_alone(kind, side):
-    model = random_model(kind)
+@pytest.mark.parametrize("block_length", [DLM, AR])
+def test_a_padded_row_means_the_same_as_alone(block_length, side):
+    model = random_model(block_length)
     lengths = [12, 5, 1, 9]
     rows = [torch.randint(0, EOS, (n,)) for n in lengths]
     ids = torch.full((len(rows), 12), PAD)
@@ -161,11 +165,21 @@ def test_bad_prompts_are_named(ar):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"width": 30, "heads": 4}, "width"),
+        (
+            {"hidden_size": 30, "num_attention_heads": 4, "head_dim": None},
+            "hidden_size: 30 does not divide into 4 heads",
+        ),
         ({"mask_token_id": V}, "mask_token_id"),
-        ({"layers": 0}, "layers"),
+        ({"eos_token_id": None}, "eos_token_id"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers"),
+        ({"learned_positions": None}, "learned_positions: expected a positive integer, got None"),
         ({"vocab_size": "23"}, "vocab_size"),
         ({"model_type": "gpt"}, "model_type"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings: expected False, got True"),
+        ({"block_length": 4}, "block_length: expected None or 1, got 4"),
+        ({"norm": "batch"}, "norm: expected 'rms' or 'layer', got 'batch'"),
+        ({"activation": "gelu"}, "activation: expected 'swiglu' or 'squared_relu', got 'gelu'"),
+        ({"qk_norm": True}, "qk_norm: goes with separate projections"),
     ],
 )
 def test_impossible_config_is_named(change, message):
@@ -193,10 +207,16 @@ def test_a_saved_model_comes_back(folder, dlm):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda t: t.pop("norm.weight"), r"'norm.weight' is missing: expected \[32\] float16"),
-        (lambda t: t.update({"norm.weight": torch.ones(31).half()}), r"'norm.weight': expected \[32\] .* got \[31\]"),
-        (lambda t: t.update({"norm.weight": torch.ones(32)}), "'norm.weight': expected .* got .* float32"),
-        (lambda t: t.update({"norm.weight": torch.full((32,), torch.nan).half()}), "'norm.weight': .* got NaN"),
+        (lambda t: t.pop("lm_head.weight"), r"'lm_head.weight' is missing: expected \[23, 32\] float16"),
+        (
+            lambda t: t.update({"model.norm.weight": torch.ones(31).half()}),
+            r"'model.norm.weight': expected \[32\] .* got \[31\]",
+        ),
+        (lambda t: t.update({"model.norm.weight": torch.ones(32)}), "'model.norm.weight': expected .* got .* float32"),
+        (
+            lambda t: t.update({"model.norm.weight": torch.full((32,), torch.nan).half()}),
+            "'model.norm.weight': .* got NaN",
+        ),
         (lambda t: t.update({"more": torch.ones(2).half()}), r"'more': expected no such tensor, got \[2\]"),
     ],
 )
@@ -222,7 +242,7 @@ def test_what_is_not_safetensors_is_refused(folder, content):
         ("[]", "config.json: expected a JSON object, got list"),
         ("{}", "config.json: missing fields .*'eos_token_id'"),
         (json.dumps({**config().to_dict(), "depth": 3}), r"config.json: unknown fields \['depth'\]"),
-        (json.dumps({**config().to_dict(), "heads": -1}), "config.json: heads"),
+        (json.dumps({**config().to_dict(), "num_attention_heads": -1}), "config.json: num_attention_heads"),
     ],
 )
 def test_a_bad_config_is_named(folder, text, message):

@@ -13,7 +13,7 @@ from dlm_benches.architectures import (
     SDARStyleConfig,
     SDARStyleModel,
 )
-from dlm_benches.architectures.model import rotate
+from dlm_benches.transformer import rotate
 from dlm_kernels import keyed_uniform
 from dlm_kernels.reference.philox import SUFFIX_STREAM
 from dlm_samplers import (

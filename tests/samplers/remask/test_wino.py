@@ -197,7 +197,9 @@ def hidden_words(model, canvas, block, columns, changed):
 def tiny(layers, seed=0):
     """A small transformer with random weights in every matrix, so that all it may see matters."""
     torch.manual_seed(seed)
-    model = TinyDLM(TinyConfig("tiny-dlm", 17, 16, 0, 1, 64, width=32, layers=layers, heads=4)).eval()
+    tokens = {"vocab_size": 17, "mask_token_id": 16, "eos_token_id": 0, "pad_token_id": 1}
+    shape = {"learned_positions": 64, "hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": layers}
+    model = TinyDLM(TinyConfig(**tokens, **shape)).eval()
     for parameter in model.parameters():
         if parameter.dim() == 2:
             torch.nn.init.normal_(parameter, std=0.3)
