@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from dlm_kernels import InvalidArgumentError
+from dlm_samplers.models.own_attention import intercepting
+
+if TYPE_CHECKING:
+    from dlm_samplers.models.adapter import Adapter
 
 NAME = "dlm_kernels_window"
 
@@ -102,20 +106,30 @@ def _window_attention(
 
 
 @contextmanager
-def window_attention(model: Any) -> Iterator[None]:
-    """While it lasts, `model(..., dlm_window=Window(...))` computes a window; the model is as it was afterwards.
+def window_attention(adapter: Adapter) -> Iterator[None]:
+    """While it lasts, `adapter.window(tokens, Window(...))` computes a window; the model is as it was afterwards.
 
-    Raises InvalidArgumentError for a model that neither attends through transformers' attention interface nor takes windows
-    by itself.
+    The first way that fits: the model takes windows by itself; its modules are published code, or named in the description,
+    that calls scaled_dot_product_attention; it attends through transformers' attention interface. Published code goes before
+    the interface, for some of it says that it attends through that and does not.
+
+    Raises InvalidArgumentError where none does.
     """
+    model = adapter.model
     if getattr(model, "takes_dlm_window", False):
         yield
+        return
+    if adapter.attending:
+        with intercepting(adapter.attending):
+            yield
         return
     if not getattr(model, "_supports_attention_backend", False):
         raise InvalidArgumentError(
             f"cache: {type(model).__name__} does not attend through transformers' attention interface "
-            "(_supports_attention_backend is not True), so keys and values cannot be kept for it; use cache=None, or let its "
-            "attention call dlm_window.attend (dlm_samplers.caches.attention.Window)"
+            "(_supports_attention_backend is not True), and none of its modules is published code that is known here, so keys "
+            "and values cannot be kept for it; use cache=None, name the class of its modules that call "
+            "scaled_dot_product_attention, spec=ModelSpec(..., attention=...), or let its attention call dlm_window.attend "
+            "(dlm_samplers.caches.attention.Window)"
         )
     from transformers import AttentionInterface
 

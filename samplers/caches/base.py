@@ -62,7 +62,7 @@ class Cache(Part, ABC):
                 f"{name} computes {self.sees} alone, and a stopping rule that fills the rest reads scores beyond it; "
                 "use PrefixCache"
             )
-        with window_attention(sampler.adapter.model):
+        with window_attention(sampler.adapter):
             pass
 
     def check_bidirectional(self, sampler: Sampler) -> None:

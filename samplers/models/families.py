@@ -108,8 +108,26 @@ def _split(seen: Seen, arguments: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
+def _split_at_norm(seen: Seen, arguments: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """As `_split`, and notes, for a trunk that applies the head itself, `model.transformer.ff_out`, to the last norm's output."""
+    trunk = "model.config."
+    unusual = [name for name in ("scale_logits", "weight_tying") if seen.at(trunk + name) is not False]
+    if seen.at("model.transformer.ln_f") is None:
+        return arguments, ()
+    if unusual:
+        return arguments, (
+            f"{trunk}{unusual[0]} is {seen.at(trunk + unusual[0])!r}: its logits are more than a product with ff_out, so they are "
+            "read as they are, and no cache goes with it.",
+        )
+    found = seen.split("model", "model.transformer.ff_out", "model.transformer.ln_f")
+    if arguments.get("attention_mask") == "none" or seen.takes("attention_mask", "model", by_name=True):
+        arguments |= found
+    return arguments, ()
+
+
 def llada(seen: Seen) -> Contract:
-    return Contract(_masks(seen, LLADA), LLADA_IDS)  # its trunk applies the head itself
+    arguments, notes = _split_at_norm(seen, _masks(seen, LLADA))
+    return Contract(arguments, LLADA_IDS, notes=notes)
 
 
 def llada_moe(seen: Seen) -> Contract:
@@ -234,7 +252,8 @@ def mmada(seen: Seen) -> Contract:
         "Logits cover text and image codes: for text suppress the image's (ModelSpec.suppressed_ids), for images the text's, "
         "with token_ranges.",
     )
-    return Contract({**_masks(seen, LLADA), "vocab_size": None}, MMADA_IDS, notes=notes, token_ranges=ranges)
+    arguments, more = _split_at_norm(seen, {**_masks(seen, LLADA), "vocab_size": None})
+    return Contract(arguments, MMADA_IDS, notes=notes + more, token_ranges=ranges)
 
 
 def llava_llada(seen: Seen) -> Contract:

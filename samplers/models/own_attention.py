@@ -1,0 +1,242 @@
+"""Attention of published model code, which calls `scaled_dot_product_attention` by itself, answered by a cache's window.
+
+Read from public copies of modeling_llada.py, modeling_dream.py, modeling_llada2_moe.py and modeling_sdar.py; nothing of them is
+imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from dlm_kernels import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from dlm_samplers.caches.attention import Window
+
+SDPA = torch.nn.functional.scaled_dot_product_attention
+_SHOWN: ContextVar[Window | None] = ContextVar("dlm_window", default=None)
+"""The window that the running forward computes. Other threads' forwards see none and are what they always are."""
+
+
+@dataclass(frozen=True)
+class AttentionCode:
+    """How a published class of modules attends.
+
+    tables: method, of the module or a part of it, that makes the rotary tables of a length, (sine, cosine) [1, 1, L, D], where
+        positions come from lengths; None: the model takes position ids.
+    groups: query heads that share a head of keys; such code repeats keys before it attends.
+    flash: attribute that is not None where the module goes past scaled_dot_product_attention, and how it is made None.
+    """
+
+    groups: Callable[[Any], int] = lambda module: 1
+    tables: str | None = None
+    flash: tuple[str, str] | None = None
+
+
+def _llama_groups(module: Any) -> int:
+    return getattr(module, "num_key_value_groups", 1)
+
+
+def _olmo_groups(module: Any) -> int:
+    return module.config.n_heads // module.config.effective_n_kv_heads
+
+
+OLMO = AttentionCode(
+    _olmo_groups, "rotary_emb.get_rotary_embedding", ("flash_attn_func", "with flash_attention=False in its config")
+)
+"""LLaDA and what is made of it: a block is the smallest module in which it attends."""
+LLAMA = AttentionCode(_llama_groups)
+
+PUBLISHED = {
+    "LLaDALlamaBlock": OLMO,
+    "LLaDASequentialBlock": OLMO,
+    "DreamSdpaAttention": LLAMA,
+    "LLaDA2MoeSdpaAttention": LLAMA,
+    "SDARAttention": LLAMA,
+    "SDARMoeAttention": LLAMA,
+}
+EXPLICIT = {
+    "DreamAttention",
+    "LLaDA2MoeAttention",
+    "LLaDA2MoeFlashAttention2",
+    "LLaDA2MoeFlexAttention",
+}
+"""Classes of the same files that multiply matrices, or call flash attention, themselves."""
+
+
+@dataclass(frozen=True)
+class Attending:
+    """A module of a model that attends by itself, and which of them it is."""
+
+    module: nn.Module
+    layer: int
+    code: AttentionCode
+
+    @property
+    def name(self) -> str:
+        return type(self.module).__name__
+
+
+def attending(model: Any, own: str | None = None) -> tuple[Attending, ...]:
+    """The modules that are known to attend by themselves, in the model's order; () for other models.
+
+    own: name of a class of modules, instead of the published ones.
+
+    Raises InvalidArgumentError where they are seen not to use scaled_dot_product_attention, or to be of more than one class;
+    where there is no module of the class `own`.
+    """
+    if not isinstance(model, nn.Module):
+        return ()
+    known = PUBLISHED if own is None else {own: LLAMA}
+    found: list[Attending] = []
+    for module in model.modules():
+        names = [kind.__name__ for kind in type(module).__mro__]
+        name = next((name for name in names if name in known or (own is None and name in EXPLICIT)), None)
+        if name is None:
+            continue
+        if name in EXPLICIT and own is None:
+            raise _not_intercepted(name)
+        code = known[name]
+        if code.flash is not None and getattr(module, code.flash[0], None) is not None:
+            raise _not_intercepted(name, code.flash[1])
+        found.append(Attending(module, len(found), code))
+    if own is not None and not found:
+        raise InvalidArgumentError(f"spec.attention = {own!r}: {type(model).__name__} has no module of that class")
+    return tuple(found)
+
+
+@contextmanager
+def showing(window: Window) -> Iterator[None]:
+    """While it lasts, modules under `intercepting` attend as the window says."""
+    token = _SHOWN.set(window)
+    try:
+        yield
+    finally:
+        _SHOWN.reset(token)
+
+
+def shown() -> Window | None:
+    """The window that the running forward computes."""
+    return _SHOWN.get()
+
+
+@contextmanager
+def intercepting(modules: Sequence[Attending]) -> Iterator[None]:
+    """While it lasts, the modules attend as the window that is shown says, and as always when none is; they are as they were
+    afterwards.
+
+    Their forward is replaced rather than hooked: so it is left by an exception too, and met by code that calls it directly.
+    """
+    with ExitStack() as stack:
+        for one in modules:
+            stack.enter_context(_replaced(one.module, "forward", _forward(one)))
+            if one.code.tables is not None:
+                path, _, name = one.code.tables.rpartition(".")
+                owner = one.module
+                for part in path.split("."):
+                    owner = getattr(owner, part, None)
+                if not hasattr(owner, name):
+                    raise InvalidArgumentError(
+                        f"cache: {one.name} has no {one.code.tables}, by which the published code of that name places its "
+                        "columns; use cache=None"
+                    )
+                stack.enter_context(_replaced(owner, name, _tables(getattr(owner, name))))
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    absent = object()
+    before = vars(owner).get(name, absent)
+    setattr(owner, name, function)
+    try:
+        yield
+    finally:
+        if before is absent:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+
+
+def _forward(one: Attending) -> Callable[..., Any]:
+    forward = one.module.forward
+
+    def attend(*args: Any, **kwargs: Any) -> Any:
+        window = shown()
+        if window is None:
+            return forward(*args, **kwargs)
+        answer = _Answer(window, one)
+        with answer:
+            out = forward(*args, **kwargs)
+        if answer.calls != 1:
+            raise _not_intercepted(one.name, calls=answer.calls)
+        return out
+
+    return attend
+
+
+class _Answer(TorchFunctionMode):
+    """Answers a module's call of scaled_dot_product_attention. The call's mask is left out: it is the model's own, for the
+    columns that are computed, and the window says what these see."""
+
+    def __init__(self, window: Window, one: Attending) -> None:
+        super().__init__()
+        self.window, self.one, self.calls = window, one, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not SDPA:
+            return func(*args, **kwargs)
+        self.calls += 1
+        query, key, value, scale = _arguments(*args, **kwargs)
+        groups = self.one.code.groups(self.one.module)
+        if key.shape[1] == query.shape[1] and groups > 1:  # repeated for each query: one of them is enough
+            key, value = key[:, ::groups], value[:, ::groups]
+        return self.window.attend(self.one.layer, query, key, value, scale).transpose(1, 2)
+
+
+def _arguments(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, float | None]:
+    """Of scaled_dot_product_attention, those that a window needs."""
+    return query, key, value, scale
+
+
+def _tables(tables: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Those of the window's columns [b, 1, n, D] in the place of those of n columns from the left."""
+
+    def at_columns(length: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        window = shown()
+        if window is None:
+            return tables(length, *args, **kwargs)
+        sine, cosine = tables(window.visible.shape[-1], *args, **kwargs)
+        return sine[0, 0, window.columns][:, None], cosine[0, 0, window.columns][:, None]
+
+    return at_columns
+
+
+def _not_intercepted(
+    name: str, instead: str = 'with attn_implementation="sdpa"', calls: int | None = None
+) -> InvalidArgumentError:
+    how = "does not attend through torch.nn.functional.scaled_dot_product_attention (eager or flash attention)"
+    if calls:
+        how = f"calls torch.nn.functional.scaled_dot_product_attention {calls} times a forward, not once"
+    return InvalidArgumentError(
+        f"cache: {name} {how}, so keys and values cannot be kept for it; load the model {instead}, call model.eval(), or use "
+        "cache=None"
+    )
