@@ -140,7 +140,7 @@ def intercepting(modules: Sequence[Attending]) -> Iterator[None]:
             stack.enter_context(_replaced(one.module, "forward", _forward(one)))
             if one.code.tables is not None:
                 path, _, name = one.code.tables.rpartition(".")
-                owner = one.module
+                owner: Any = one.module
                 for part in path.split("."):
                     owner = getattr(owner, part, None)
                 if not hasattr(owner, name):

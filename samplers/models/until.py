@@ -43,4 +43,6 @@ class Until:
             return reached.output
         finally:
             handle.remove()
-        raise InvalidArgumentError(f"spec.hidden_after = {self.path!r}: a forward of {type(self.trunk).__name__} does not call it")
+        raise InvalidArgumentError(
+            f"spec.hidden_after = {self.path!r}: a forward of {type(self.trunk).__name__} does not call it"
+        )
