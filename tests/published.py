@@ -6,7 +6,7 @@ and not through transformers' interface, and LLaDA's knows no position ids. Weig
 """
 
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -158,7 +158,8 @@ class LLaDAModel(nn.Module):
         last_logits_only=False,
         output_hidden_states=None,
     ):
-        assert past_key_values is None and not use_cache
+        assert past_key_values is None
+        assert not use_cache
         x = self.transformer.wte(input_ids)
         if attention_mask is not None and 0.0 in attention_mask:
             hidden = (1.0 - attention_mask.float())[:, None, None] * torch.finfo(torch.float).min
@@ -397,7 +398,7 @@ class Causal(nn.Module):
     """Trunk and head."""
 
     trunk = Trunk
-    size = {
+    size: ClassVar = {
         "vocab_size": V,
         "mask_token_id": MASK,
         "eos_token_id": EOS,
@@ -425,12 +426,13 @@ class Causal(nn.Module):
 
 
 class DreamModel(Causal):
-    trunk, size = DreamBaseModel, {**Causal.size, "attention": DreamSdpaAttention}
+    trunk = DreamBaseModel
+    size: ClassVar = {**Causal.size, "attention": DreamSdpaAttention}
 
 
 class SDARForCausalLM(Causal):
     _supports_attention_backend = True  # as published; its attention does not look
-    size = {**Causal.size, "attention": SDARAttention, "block_size": 4}
+    size: ClassVar = {**Causal.size, "attention": SDARAttention, "block_size": 4}
 
 
 class LLaDA2MoeAttention(nn.Module):
@@ -536,4 +538,4 @@ class LLaDA2MoeModel(nn.Module):
 
 class LLaDA2MoeModelLM(Causal):
     trunk = LLaDA2MoeModel
-    size = {**Causal.size, "attention": LLaDA2MoeSdpaAttention, "block_length": 4}
+    size: ClassVar = {**Causal.size, "attention": LLaDA2MoeSdpaAttention, "block_length": 4}

@@ -134,8 +134,8 @@ class FeatureCache(Cache):
             except (AttributeError, TypeError):
                 continue
         raise InvalidArgumentError(
-            f"FeatureCache: layers = {self.layers!r} is no list of layers of {type(adapter.model).__name__}; give the attribute "
-            "that is"
+            f"FeatureCache: layers = {self.layers!r} is no list of layers of {type(adapter.model).__name__}; give the "
+            "attribute that is"
         )
 
     @contextmanager

@@ -108,20 +108,29 @@ def _split(seen: Seen, arguments: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
+AT_NORM = ("model", "model.transformer.ff_out", "model.transformer.ln_f")
+"""LLaDA's trunk, its head, which the trunk applies itself, and what the head is applied to."""
+
+
+def states_of(model: Any) -> dict[str, Any]:
+    """`hidden`, `lm_head` and `hidden_after` of a spec for a model that may be of any family; {} where they are not found."""
+    seen = Seen.of(model)
+    return seen.split("model", "lm_head") or _split_at_norm(seen, {})[0]
+
+
 def _split_at_norm(seen: Seen, arguments: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """As `_split`, and notes, for a trunk that applies the head itself, `model.transformer.ff_out`, to the last norm's output."""
-    trunk = "model.config."
-    unusual = [name for name in ("scale_logits", "weight_tying") if seen.at(trunk + name) is not False]
-    if seen.at("model.transformer.ln_f") is None:
+    """As `_split`, for a trunk that applies the head itself; and notes."""
+    if seen.at(AT_NORM[2]) is None:
         return arguments, ()
-    if unusual:
-        return arguments, (
-            f"{trunk}{unusual[0]} is {seen.at(trunk + unusual[0])!r}: its logits are more than a product with ff_out, so they are "
-            "read as they are, and no cache goes with it.",
-        )
-    found = seen.split("model", "model.transformer.ff_out", "model.transformer.ln_f")
+    for name in ("scale_logits", "weight_tying"):
+        if (value := seen.at(f"model.config.{name}")) is not False:
+            note = (
+                f"model.config.{name} is {value!r}: logits are more than ff_out of the last norm, or may be. They are read as "
+                "they are, and no cache goes with them."
+            )
+            return arguments, (note,)
     if arguments.get("attention_mask") == "none" or seen.takes("attention_mask", "model", by_name=True):
-        arguments |= found
+        arguments |= seen.split(*AT_NORM)
     return arguments, ()
 
 

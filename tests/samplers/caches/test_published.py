@@ -290,7 +290,7 @@ def test_attention_that_cannot_be_answered_is_refused():
         LLaDASampler(eager, cache=BlockCache())
     flash = MODELS["LLaDA"]()
     flash.model.transformer.blocks[1].flash_attn_func = print
-    with pytest.raises(InvalidArgumentError, match="LLaDALlamaBlock .* with flash_attention=False in its config"):
+    with pytest.raises(InvalidArgumentError, match=r"LLaDALlamaBlock .* with flash_attention=False in its config"):
         LLaDASampler(flash, cache=PrefixCache())
     LLaDASampler(flash)
     late = MODELS["LLaDA"]()  # what only its forward shows
@@ -302,7 +302,7 @@ def test_attention_that_cannot_be_answered_is_refused():
     attention = twice.model.layers[0].self_attn
     attended = attention.attended
     attention.attended = lambda *args: attended(*args) + attended(*args)
-    with pytest.raises(InvalidArgumentError, match="DreamSdpaAttention calls .* 2 times a forward"):
+    with pytest.raises(InvalidArgumentError, match=r"DreamSdpaAttention calls .* 2 times a forward"):
         DreamSampler(twice, cache=PrefixCache()).generate(prompts(2), max_new_tokens=4)
 
 
