@@ -177,11 +177,13 @@ class Adapter:
             kwargs[self.spec.position_ids or "position_ids"] = window.columns
         if self.attending:
             kwargs |= self._any_mask(tokens)
-            with showing(window):
+            with showing(window) as here:
                 output = self._trunk(tokens, **kwargs)
+            kept = bool(here.answered)
         else:
             output = self._trunk(tokens, **kwargs, dlm_window=window)
-        if not any(name.endswith(".key") for name in window.store):
+            kept = any(name.endswith(".key") for name in window.store)
+        if not kept:
             raise InvalidArgumentError(
                 f"cache: {type(self.model).__name__} attends past the cache: its forward took a window and kept no keys; use "
                 "cache=None, or name the class of its attention modules, spec=ModelSpec(..., attention=...)"

@@ -6,11 +6,13 @@ imported.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +24,18 @@ if TYPE_CHECKING:
     from dlm_samplers.caches.attention import Window
 
 SDPA = torch.nn.functional.scaled_dot_product_attention
-_SHOWN: ContextVar[Window | None] = ContextVar("dlm_window", default=None)
-"""The window that the running forward computes. Other threads' forwards see none and are what they always are."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The window that the running forward computes, and the layers that have attended as it says."""
+
+    window: Window
+    answered: list[int]
+
+
+_SHOWN: ContextVar[Shown | None] = ContextVar("dlm_window", default=None)
+"""Other threads' forwards are shown none, and are what they always are."""
 
 
 @dataclass(frozen=True)
@@ -107,25 +119,51 @@ def attending(model: Any, own: str | None = None) -> tuple[Attending, ...]:
         code = known[name]
         if code.flash is not None and getattr(module, code.flash[0], None) is not None:
             raise _not_intercepted(name, code.flash[1])
+        if code.tables is not None and not callable(getattr(*_owner(module, code.tables), None)):
+            raise InvalidArgumentError(
+                f"cache: {name} has no {code.tables}, by which published code of that name places its columns; use cache=None"
+            )
         found.append(Attending(module, len(found), code))
     if own is not None and not found:
         raise InvalidArgumentError(f"spec.attention = {own!r}: {type(model).__name__} has no module of that class")
     return tuple(found)
 
 
+def _owner(module: Any, path: str) -> tuple[Any, str]:
+    """Whose attribute a dotted path names, and that attribute's name; None where there is no such part."""
+    *parts, name = path.split(".")
+    for part in parts:
+        module = getattr(module, part, None)
+    return module, name
+
+
 @contextmanager
-def showing(window: Window) -> Iterator[None]:
+def showing(window: Window) -> Iterator[Shown]:
     """While it lasts, modules under `intercepting` attend as the window says."""
-    token = _SHOWN.set(window)
+    around = _SHOWN.get()
+    here = Shown(window, [] if around is None else around.answered)
+    token = _SHOWN.set(here)
     try:
-        yield
+        yield here
     finally:
         _SHOWN.reset(token)
 
 
 def shown() -> Window | None:
     """The window that the running forward computes."""
-    return _SHOWN.get()
+    here = _SHOWN.get()
+    return None if here is None else here.window
+
+
+@dataclass
+class _Interception:
+    users: int
+    undo: ExitStack
+
+
+_LOCK = threading.Lock()
+_INTERCEPTED: WeakKeyDictionary[nn.Module, _Interception] = WeakKeyDictionary()
+"""A model may be used by several threads, or by a callback of its own sampler: the last to leave puts it back."""
 
 
 @contextmanager
@@ -135,21 +173,31 @@ def intercepting(modules: Sequence[Attending]) -> Iterator[None]:
 
     Their forward is replaced rather than hooked: so it is left by an exception too, and met by code that calls it directly.
     """
-    with ExitStack() as stack:
+    with _LOCK:
         for one in modules:
-            stack.enter_context(_replaced(one.module, "forward", _forward(one)))
-            if one.code.tables is not None:
-                path, _, name = one.code.tables.rpartition(".")
-                owner: Any = one.module
-                for part in path.split("."):
-                    owner = getattr(owner, part, None)
-                if not hasattr(owner, name):
-                    raise InvalidArgumentError(
-                        f"cache: {one.name} has no {one.code.tables}, by which the published code of that name places its "
-                        "columns; use cache=None"
-                    )
-                stack.enter_context(_replaced(owner, name, _tables(getattr(owner, name))))
+            if one.module not in _INTERCEPTED:
+                _INTERCEPTED[one.module] = _Interception(0, _intercepted(one))
+            _INTERCEPTED[one.module].users += 1
+    try:
         yield
+    finally:
+        with _LOCK:
+            for one in modules:
+                entry = _INTERCEPTED[one.module]
+                entry.users -= 1
+                if not entry.users:
+                    del _INTERCEPTED[one.module]
+                    entry.undo.close()
+
+
+def _intercepted(one: Attending) -> ExitStack:
+    """Replaces what has to be; closing it puts that back."""
+    stack = ExitStack()
+    stack.enter_context(_replaced(one.module, "forward", _forward(one)))
+    if one.code.tables is not None:
+        owner, name = _owner(one.module, one.code.tables)
+        stack.enter_context(_replaced(owner, name, _tables(getattr(owner, name))))
+    return stack
 
 
 @contextmanager
@@ -170,14 +218,15 @@ def _forward(one: Attending) -> Callable[..., Any]:
     forward = one.module.forward
 
     def attend(*args: Any, **kwargs: Any) -> Any:
-        window = shown()
-        if window is None:
+        here = _SHOWN.get()
+        if here is None:
             return forward(*args, **kwargs)
-        answer = _Answer(window, one)
+        answer = _Answer(here.window, one)
         with answer:
             out = forward(*args, **kwargs)
         if answer.calls != 1:
             raise _not_intercepted(one.name, calls=answer.calls)
+        here.answered.append(one.layer)
         return out
 
     return attend

@@ -11,7 +11,6 @@ pytest.importorskip("diffusers", reason="diffusers is not installed (pip install
 pytest.importorskip("transformers", reason="transformers is not installed (pip install 'dlm-kernels[hf]')")
 
 from diffusers import BlockRefinementScheduler, DiffusionPipeline, DiscreteDDIMScheduler, LLaDA2Pipeline
-
 from published import LLaDA2MoeModelLM, seeded
 
 from dlm_benches.architectures import LLaDA2StyleConfig, LLaDA2StyleModel, LLaDAStyleConfig, LLaDAStyleModel

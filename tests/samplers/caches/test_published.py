@@ -1,5 +1,6 @@
 """Caches on stand-ins of published model code, which attends by itself."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -352,3 +353,27 @@ def test_a_model_that_says_it_uses_the_interface_and_does_not_is_found_out():
     sampler = DreamSampler(model, cache=PrefixCache(), spec=spec)
     with pytest.raises(InvalidArgumentError, match="Mine attends past the cache"):
         sampler.generate(prompts(2), max_new_tokens=4)
+
+
+@pytest.mark.parametrize("name", ["LLaDA", "Dream"])
+def test_a_sampler_inside_a_sampler_on_the_same_model(name):
+    """Other users of a model neither see each other's windows nor take each other's interception away."""
+    model = MODELS[name]()
+    before, sampler = state_of(model), sampler_of(model, cache=PrefixCache())
+    settings = {"max_new_tokens": 12, "block_length": 4}
+    alone, inside = sampler.generate(prompts(3), **settings), []
+
+    def nest(_, step, __):
+        if step == 1:
+            inside.append(sampler_of(model, cache=DualCache()).generate(prompts(2), **settings).sequences)
+
+    again = sampler.generate(prompts(3), callback_on_step_end=nest, **settings)
+    assert torch.equal(again.sequences, alone.sequences)
+    expected = sampler_of(model, cache=DualCache()).generate(prompts(2), **settings).sequences
+    assert inside
+    assert torch.equal(inside[0], expected)
+    with ThreadPoolExecutor(4) as pool:
+        several = list(pool.map(lambda rows: sampler.generate(prompts(rows), **settings).sequences, [1, 2, 3, 4] * 3))
+    for rows, found in zip([1, 2, 3, 4] * 3, several, strict=True):
+        assert torch.equal(found, sampler.generate(prompts(rows), **settings).sequences)
+    assert state_of(model) == before
