@@ -6,6 +6,7 @@ imported.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -45,11 +46,13 @@ class AttentionCode:
     tables: method, of the module or a part of it, that makes the rotary tables of a length, (sine, cosine) [1, 1, L, D], where
         positions come from lengths; None: the model takes position ids.
     groups: query heads that share a head of keys; such code repeats keys before it attends.
+    method: of the module, what calls scaled_dot_product_attention.
     flash: attribute that is not None where the module goes past scaled_dot_product_attention, and how it is made None.
     """
 
     groups: Callable[[Any], int] = lambda module: 1
     tables: str | None = None
+    method: str = "forward"
     flash: tuple[str, str] | None = None
 
 
@@ -62,9 +65,12 @@ def _olmo_groups(module: Any) -> int:
 
 
 OLMO = AttentionCode(
-    _olmo_groups, "rotary_emb.get_rotary_embedding", ("flash_attn_func", "with flash_attention=False in its config")
+    _olmo_groups,
+    "rotary_emb.get_rotary_embedding",
+    "attention",
+    ("flash_attn_func", "with flash_attention=False in its config"),
 )
-"""LLaDA and what is made of it: a block is the smallest module in which it attends."""
+"""LLaDA and what is made of it: a block attends by a method of its own."""
 LLAMA = AttentionCode(_llama_groups)
 
 PUBLISHED = {
@@ -119,10 +125,11 @@ def attending(model: Any, own: str | None = None) -> tuple[Attending, ...]:
         code = known[name]
         if code.flash is not None and getattr(module, code.flash[0], None) is not None:
             raise _not_intercepted(name, code.flash[1])
-        if code.tables is not None and not callable(getattr(*_owner(module, code.tables), None)):
-            raise InvalidArgumentError(
-                f"cache: {name} has no {code.tables}, by which published code of that name places its columns; use cache=None"
-            )
+        for needed in (code.method, code.tables):
+            if needed is not None and not callable(getattr(*_owner(module, needed), None)):
+                raise InvalidArgumentError(
+                    f"cache: {name} has no {needed}, by which published code of that name attends; use cache=None"
+                )
         found.append(Attending(module, len(found), code))
     if own is not None and not found:
         raise InvalidArgumentError(f"spec.attention = {own!r}: {type(model).__name__} has no module of that class")
@@ -171,7 +178,8 @@ def intercepting(modules: Sequence[Attending]) -> Iterator[None]:
     """While it lasts, the modules attend as the window that is shown says, and as always when none is; they are as they were
     afterwards.
 
-    Their forward is replaced rather than hooked: so it is left by an exception too, and met by code that calls it directly.
+    Their methods are replaced rather than hooked: so they are left by an exception too, and met by code that calls `forward`
+    directly; and no more of a layer runs under the mode than attends, for every operation under it costs some microseconds.
     """
     with _LOCK:
         for one in modules:
@@ -193,7 +201,10 @@ def intercepting(modules: Sequence[Attending]) -> Iterator[None]:
 def _intercepted(one: Attending) -> ExitStack:
     """Replaces what has to be; closing it puts that back."""
     stack = ExitStack()
-    stack.enter_context(_replaced(one.module, "forward", _forward(one)))
+    attend = _attend(one)
+    if "torch._dynamo" in sys.modules:  # where a model is compiled: tracing would not see which window is shown
+        attend = torch.compiler.disable(attend)
+    stack.enter_context(_replaced(one.module, one.code.method, attend))
     if one.code.tables is not None:
         owner, name = _owner(one.module, one.code.tables)
         stack.enter_context(_replaced(owner, name, _tables(getattr(owner, name))))
@@ -214,16 +225,17 @@ def _replaced(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[N
             setattr(owner, name, before)
 
 
-def _forward(one: Attending) -> Callable[..., Any]:
-    forward = one.module.forward
+def _attend(one: Attending) -> Callable[..., Any]:
+    """Its method, answered while a window is shown."""
+    method = getattr(one.module, one.code.method)
 
     def attend(*args: Any, **kwargs: Any) -> Any:
         here = _SHOWN.get()
         if here is None:
-            return forward(*args, **kwargs)
+            return method(*args, **kwargs)
         answer = _Answer(here.window, one)
         with answer:
-            out = forward(*args, **kwargs)
+            out = method(*args, **kwargs)
         if answer.calls != 1:
             raise _not_intercepted(one.name, calls=answer.calls)
         here.answered.append(one.layer)

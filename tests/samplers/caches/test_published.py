@@ -38,6 +38,7 @@ from dlm_samplers import (
     SparseCache,
     SuffixWindow,
     Threshold,
+    accelerate,
     describe,
 )
 from dlm_samplers.caches.attention import Window, window_attention
@@ -376,4 +377,30 @@ def test_a_sampler_inside_a_sampler_on_the_same_model(name):
         several = list(pool.map(lambda rows: sampler.generate(prompts(rows), **settings).sequences, [1, 2, 3, 4] * 3))
     for rows, found in zip([1, 2, 3, 4] * 3, several, strict=True):
         assert torch.equal(found, sampler.generate(prompts(rows), **settings).sequences)
+    assert state_of(model) == before
+
+
+@pytest.mark.parametrize("name", ["LLaDA", "Dream"])
+def test_layers_that_are_compiled_in_place(name):
+    model, settings = MODELS[name](), {"max_new_tokens": 12, "block_length": 4}
+    expected = sampler_of(model, cache=PrefixCache()).generate(prompts(3), **settings).sequences
+    layers = model.model.transformer.blocks if name == "LLaDA" else model.model.layers
+    for layer in layers:
+        layer.compile(backend="eager")
+    tokens = torch.arange(9)[None]
+    plain = model(tokens).logits
+    assert torch.equal(sampler_of(model, cache=PrefixCache()).generate(prompts(3), **settings).sequences, expected)
+    assert torch.equal(model(tokens).logits, plain)
+
+
+def test_one_line():
+    model = MODELS["LLaDA"]()
+    before = state_of(model)
+    asked = torch.arange(6)[None]
+    sampler = LLaDASampler(model, policy=Threshold(0.3), cache=PrefixCache())
+    expected = sampler.generate(asked, max_new_tokens=12, block_length=4)
+    with accelerate(model, policy=Threshold(0.3), cache=PrefixCache()):
+        out = model.generate(asked, max_new_tokens=12, block_length=4, return_dict_in_generate=True)
+    assert torch.equal(out.sequences, expected.sequences)
+    assert torch.equal(out.positions, expected.positions)
     assert state_of(model) == before
