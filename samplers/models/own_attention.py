@@ -67,7 +67,7 @@ def _olmo_groups(module: Any) -> int:
 OLMO = AttentionCode(
     _olmo_groups,
     "rotary_emb.get_rotary_embedding",
-    "attention",
+    "_scaled_dot_product_attention",
     ("flash_attn_func", "with flash_attention=False in its config"),
 )
 """LLaDA and what is made of it: a block attends by a method of its own."""
