@@ -1,5 +1,6 @@
 """Caches on stand-ins of published model code, which attends by itself."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -404,3 +405,22 @@ def test_one_line():
     assert torch.equal(out.sequences, expected.sequences)
     assert torch.equal(out.positions, expected.positions)
     assert state_of(model) == before
+
+
+@torch.no_grad()
+def test_another_threads_forward_is_whole_while_one_ends_at_the_norm_and_sees_a_window():
+    model = MODELS["LLaDA"]()
+    adapter, tokens, main, beside = adapter_of(model), torch.arange(9)[None], threading.get_ident(), []
+    plain, states = model(tokens).logits, adapter.hidden(tokens, None)
+
+    def other(*_):
+        if threading.get_ident() == main:
+            with ThreadPoolExecutor(1) as pool:
+                beside.append(pool.submit(model, tokens).result().logits)
+
+    model.model.transformer.blocks[1].register_forward_pre_hook(other)
+    with window_attention(adapter):
+        assert torch.equal(adapter.hidden(tokens, None), states)
+        adapter.window(tokens, whole_window(torch.arange(9)[None], adapter, {}))
+    assert len(beside) == 2
+    assert all(torch.equal(logits, plain) for logits in beside)
