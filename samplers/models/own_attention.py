@@ -43,9 +43,9 @@ _SHOWN: ContextVar[Shown | None] = ContextVar("dlm_window", default=None)
 class AttentionCode:
     """How a published class of modules attends.
 
-    tables: method, of the module or a part of it, that makes the rotary tables of a length, (sine, cosine) [1, 1, L, D], where
-        positions come from lengths; None: the model takes position ids.
-    groups: query heads that share a head of keys; such code repeats keys before it attends.
+    groups: query heads that share a head of keys, where it repeats the keys for them before it attends, each next to itself.
+    tables: method, of the module or a part of it, that makes the rotary tables of a length, (sine, cosine) [1, 1, L, D],
+        where positions come from lengths; None: the model takes position ids.
     method: of the module, what calls scaled_dot_product_attention.
     flash: attribute that is not None where the module goes past scaled_dot_product_attention, and how it is made None.
     """
@@ -108,12 +108,12 @@ def attending(model: Any, own: str | None = None) -> tuple[Attending, ...]:
 
     own: name of a class of modules, instead of the published ones.
 
-    Raises InvalidArgumentError where they are seen not to use scaled_dot_product_attention, or to be of more than one class;
-    where there is no module of the class `own`.
+    Raises InvalidArgumentError where they are seen not to use scaled_dot_product_attention, and where there is no module of the
+    class `own`.
     """
     if not isinstance(model, nn.Module):
         return ()
-    known = PUBLISHED if own is None else {own: LLAMA}
+    known = PUBLISHED if own is None else {own: AttentionCode()}
     found: list[Attending] = []
     for module in model.modules():
         names = [kind.__name__ for kind in type(module).__mro__]

@@ -458,12 +458,11 @@ def test_lladas_trunk_ends_at_its_norm_in_what_derives_from_it_too():
     assert describe(nn.DataParallel(published.LLaDAModelLM())).spec.hidden is None
     with pytest.raises(InvalidArgumentError, match="hidden_after goes with hidden"):
         ModelSpec(1, hidden_after="norm")
+    model.model.wpe = nn.Identity()
+    sampler = LLaDASampler(model, spec=ModelSpec(40, **{**states, "hidden_after": "model.wpe"}))
     with pytest.raises(
         InvalidArgumentError, match=r"spec.hidden_after = 'model.wpe': a forward of LLaDAModel does not"
     ):
-        unusual.model.wpe = nn.Identity()
-        LLaDASampler(model, spec=ModelSpec(40, **{**states, "hidden_after": "model.wpe"})).generate(
-            [[1]], max_new_tokens=1
-        )
+        sampler.generate([[1]], max_new_tokens=1)
     with pytest.raises(InvalidArgumentError, match=r"spec.hidden_after = 'no': MMadaModelLM has no such attribute"):
         LLaDASampler(model, spec=ModelSpec(40, **{**states, "hidden_after": "no"}))
