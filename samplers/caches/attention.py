@@ -115,7 +115,7 @@ def window_attention(adapter: Adapter) -> Iterator[None]:
 
     Raises InvalidArgumentError where none does.
     """
-    model = adapter.model
+    model: Any = adapter.model
     if getattr(model, "takes_dlm_window", False):
         yield
         return

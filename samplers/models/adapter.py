@@ -191,8 +191,10 @@ class Adapter:
         return output if isinstance(output, Tensor) else output.last_hidden_state
 
     def _any_mask(self, tokens: Tensor) -> dict[str, Any]:
-        """A mask as the model reads it, for n inputs, that hides something: SDAR's code goes past
-        scaled_dot_product_attention where nothing is hidden. What it hides is the window's affair, which leaves it out."""
+        """A mask of n inputs that the model's code takes, its content being left out: what is seen is the window's affair.
+
+        A bool one hides everything, for SDAR's code goes past scaled_dot_product_attention where nothing is hidden.
+        """
         spec, shape = self.spec, (len(tokens), 1, tokens.shape[1], tokens.shape[1])
         if spec.attention_mask == "4d_block":
             return {"attention_mask": torch.zeros(1, dtype=torch.bool, device=tokens.device).expand(shape)}

@@ -121,6 +121,8 @@ def attending(model: Any, own: str | None = None) -> tuple[Attending, ...]:
         if name is None:
             continue
         if name in EXPLICIT and own is None:
+            if getattr(model, "_supports_attention_backend", False):  # later code of that name
+                continue
             raise _not_intercepted(name)
         code = known[name]
         if code.flash is not None and getattr(module, code.flash[0], None) is not None:

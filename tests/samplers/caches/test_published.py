@@ -32,6 +32,7 @@ from dlm_samplers import (
     DreamSampler,
     DualCache,
     FeatureCache,
+    FixedQuota,
     LLaDASampler,
     LowConfidenceDynamic,
     ModelSpec,
@@ -43,7 +44,9 @@ from dlm_samplers import (
     describe,
 )
 from dlm_samplers.caches.attention import Window, window_attention
+from dlm_samplers.compat import dkv_cache, fast_dllm
 from dlm_samplers.models import Adapter
+from dlm_samplers.models.own_attention import attending
 
 MODELS = {
     "LLaDA": lambda: seeded(LLaDAModelLM, 0),
@@ -291,6 +294,8 @@ def test_attention_that_cannot_be_answered_is_refused():
     eager = seeded(lambda: LLaDA2MoeModelLM(attention=LLaDA2MoeAttention), 0)
     with pytest.raises(InvalidArgumentError, match="LLaDA2MoeAttention does not attend through"):
         LLaDASampler(eager, cache=BlockCache())
+    eager._supports_attention_backend = True  # later code of that name, taken at its word
+    assert attending(eager) == ()
     flash = MODELS["LLaDA"]()
     flash.model.transformer.blocks[1].flash_attn_func = print
     with pytest.raises(InvalidArgumentError, match=r"LLaDALlamaBlock .* with flash_attention=False in its config"):
@@ -424,3 +429,19 @@ def test_another_threads_forward_is_whole_while_one_ends_at_the_norm_and_sees_a_
         adapter.window(tokens, whole_window(torch.arange(9)[None], adapter, {}))
     assert len(beside) == 2
     assert all(torch.equal(logits, plain) for logits in beside)
+
+
+def test_the_swaps_for_fast_dllm_and_dkv_cache_take_lladas_code_as_it_is():
+    model, prompt = MODELS["LLaDA"](), torch.arange(12).view(2, 6)
+    spec = replace(describe(model).require_spec(), eos_id=None)
+    settings = {"gen_length": 12, "block_length": 6, "mask_id": MASK}
+    for swap, cache in (
+        (lambda **kw: fast_dllm.generate_with_prefix_cache(model, prompt, threshold=0.3, **kw)[0], PrefixCache()),
+        (lambda **kw: fast_dllm.generate_with_dual_cache(model, prompt, threshold=0.3, **kw)[0], DualCache()),
+        (lambda **kw: dkv_cache.generate(model, None, prompt, enable_cache=True, cache_reloading_step=4, **kw), None),
+    ):
+        policy = FixedQuota() if cache is None else Threshold(0.3)
+        sampler = LLaDASampler(model, spec=spec, policy=policy, cache=cache or DelayedCache(4))
+        steps = {"steps": 6} if cache is None else {}
+        expected = sampler.generate(prompt, max_new_tokens=12, block_length=6, **steps).sequences
+        assert torch.equal(swap(steps=6, **settings), expected)
