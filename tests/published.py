@@ -539,3 +539,19 @@ class LLaDA2MoeModel(nn.Module):
 class LLaDA2MoeModelLM(Causal):
     trunk = LLaDA2MoeModel
     size: ClassVar = {**Causal.size, "attention": LLaDA2MoeSdpaAttention, "block_length": 4}
+
+
+class StrictLLaDA2Model(LLaDA2MoeModel):
+    """As released with LLaDA2.0: takes a square 4D mask alone."""
+
+    def forward(
+        self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, use_cache=None, **kwargs
+    ):
+        square = (len(input_ids), 1, input_ids.shape[1], input_ids.shape[1])
+        if attention_mask.size() != square:
+            raise ValueError(f"LLaDA2.0 only support block attention mask with shape {square}")
+        return super().forward(input_ids, attention_mask, position_ids)
+
+
+class StrictLLaDA2(LLaDA2MoeModelLM):
+    trunk = StrictLLaDA2Model

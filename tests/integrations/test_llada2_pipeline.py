@@ -11,7 +11,7 @@ pytest.importorskip("diffusers", reason="diffusers is not installed (pip install
 pytest.importorskip("transformers", reason="transformers is not installed (pip install 'dlm-kernels[hf]')")
 
 from diffusers import BlockRefinementScheduler, DiffusionPipeline, DiscreteDDIMScheduler, LLaDA2Pipeline
-from published import LLaDA2MoeModelLM, seeded
+from published import LLaDA2MoeModelLM, StrictLLaDA2, seeded
 
 from dlm_benches.architectures import LLaDA2StyleConfig, LLaDA2StyleModel, LLaDAStyleConfig, LLaDAStyleModel
 from dlm_kernels import InvalidArgumentError
@@ -331,12 +331,16 @@ def test_a_model_that_adds_its_mask_goes_without_a_cache():
         accelerated(pipeline(Additive(model)), cache=BlockCache())
 
 
-def test_published_code_gets_its_cache():
-    """By default; the text is what it is without one, and the pipeline's under block masks."""
-    model = seeded(lambda: LLaDA2MoeModelLM(vocab_size=V, block_length=BLOCK), 2)
+@pytest.mark.parametrize(
+    ("kind", "warning"),
+    [(LLaDA2MoeModelLM, "reads as bidirectional attention"), (StrictLLaDA2, "refuses .LLaDA2.0 only")],
+)
+def test_published_code_gets_its_cache(kind, warning):
+    """By default; the text is what it is without one."""
+    model = seeded(lambda: kind(vocab_size=V, block_length=BLOCK), 2)
     call = {"input_ids": torch.randint(MASK, (3, 5)), "gen_length": 21, "mask_token_id": MASK, "output_type": "seq"}
     pipe, columns = pipeline(model), []
-    with pytest.warns(UserWarning, match=f"{TRAP}.* reads as bidirectional attention"):
+    with pytest.warns(UserWarning, match=f"{TRAP}.* {warning}"):
         accelerate(pipe)
     model.model.register_forward_pre_hook(lambda module, inputs: columns.append(inputs[0].numel()))
     cached, work = pipe(**call).sequences, sum(columns)

@@ -129,7 +129,15 @@ def _report_flat_mask(model: Any, spec: ModelSpec) -> None:
         place = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         return model(tokens, attention_mask=torch.ones_like(tokens), position_ids=place).logits
 
-    attention = _attention(forward, model, spec)
+    try:
+        attention = _attention(forward, model, spec)
+    except (RuntimeError, TypeError, ValueError) as error:
+        warnings.warn(
+            f"LLaDA2Pipeline passes a 2D attention mask, which {type(model).__name__} refuses ({error}). "
+            "The accelerated pipeline passes a 4D one.",
+            stacklevel=4,
+        )
+        return
     if attention != "block_causal":
         warnings.warn(
             f"LLaDA2Pipeline passes a 2D attention mask, which {type(model).__name__} reads as {attention} attention: its text "

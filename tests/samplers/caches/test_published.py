@@ -19,6 +19,7 @@ from published import (
     LlamaAttention,
     Norm,
     SDARForCausalLM,
+    StrictLLaDA2,
     V,
     llada_from,
     seeded,
@@ -55,10 +56,11 @@ MODELS = {
     "LLaDA, half rotary": lambda: seeded(lambda: LLaDAModelLM(rope_full_precision=False), 3),
     "Dream": lambda: seeded(DreamModel, 4),
     "LLaDA2": lambda: seeded(LLaDA2MoeModelLM, 5),
+    "LLaDA2, strict": lambda: seeded(StrictLLaDA2, 5),
     "SDAR": lambda: seeded(SDARForCausalLM, 6),
 }
 BIDIRECTIONAL = [name for name in MODELS if name.startswith(("LLaDA,", "Dream"))] + ["LLaDA"]
-BLOCK_CAUSAL = ["LLaDA2", "SDAR"]
+BLOCK_CAUSAL = ["LLaDA2", "LLaDA2, strict", "SDAR"]
 APPROXIMATE = [
     PrefixCache(),
     DualCache(),
@@ -128,7 +130,7 @@ def test_kept_keys_stand_in_for_columns_that_are_not_computed(name):
         states = adapter.window(tokens.gather(1, some), Window(some, seen, store, None, 2))
     expected = plain.gather(1, some[..., None].expand_as(states))
     assert (states - expected).abs().max() <= 2e-5 * plain.abs().max()
-    heads = 2 if name in ("LLaDA, grouped", "Dream", "LLaDA2", "SDAR") else 4
+    heads = 2 if name in ("LLaDA, grouped", "Dream", *BLOCK_CAUSAL) else 4
     assert {value.shape for value in store.values()} == {(2, 12, heads, 8)}
     assert len(store) == 2 * 3
 
