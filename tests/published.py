@@ -394,6 +394,13 @@ class DreamBaseModel(Trunk):
         return super().forward(input_ids, attention_mask, position_ids)
 
 
+class DroppingModel(DreamBaseModel):
+    """As Fast-dLLM's copy of Dream: takes position ids and makes its own."""
+
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, use_cache=None):
+        return super().forward(input_ids, attention_mask, torch.arange(input_ids.shape[1])[None])
+
+
 class Causal(nn.Module):
     """Trunk and head."""
 
@@ -428,6 +435,10 @@ class Causal(nn.Module):
 class DreamModel(Causal):
     trunk = DreamBaseModel
     size: ClassVar = {**Causal.size, "attention": DreamSdpaAttention}
+
+
+class FastDream(DreamModel):
+    trunk = DroppingModel
 
 
 class SDARForCausalLM(Causal):

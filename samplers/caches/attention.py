@@ -119,8 +119,8 @@ def window_attention(adapter: Adapter) -> Iterator[None]:
     if getattr(model, "takes_dlm_window", False):
         yield
         return
-    if adapter.attending:
-        with intercepting(adapter.attending):
+    if adapter.own_attention:
+        with intercepting(adapter.own_attention):
             yield
         return
     if not getattr(model, "_supports_attention_backend", False):
@@ -141,3 +141,22 @@ def window_attention(adapter: Adapter) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = before
+
+
+@torch.no_grad()
+def check_positions(adapter: Adapter) -> None:
+    """Raises InvalidArgumentError for a model whose attention is answered without being known, and which makes nothing of the
+    position ids that it takes. Runs it twice, on two tokens."""
+    if not adapter.own_attention or adapter.own_attention.knows_columns:
+        return
+    states = []
+    for last in (1, 7):
+        columns = torch.tensor([[0, last]], device=adapter.device)
+        visible = torch.zeros(1, 1, 8, dtype=torch.bool, device=columns.device).index_fill_(-1, columns[0], True)
+        with window_attention(adapter):
+            states.append(adapter.window((columns > 0).long(), Window(columns, visible, {}, None, 1)))
+    if torch.equal(*states):
+        raise InvalidArgumentError(
+            f"cache: {type(adapter.model).__name__} takes position ids and gives the same states at any, so the columns that a "
+            "forward computes cannot be placed; use cache=None"
+        )

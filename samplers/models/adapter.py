@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dlm_kernels import InvalidArgumentError, TokenScores, score_hidden, score_tokens
 from dlm_samplers.evaluation import Head, by_position
-from dlm_samplers.models.own_attention import Attending, attending, showing
+from dlm_samplers.models.own_attention import OwnAttention, own_attention, showing
 from dlm_samplers.models.spec import ModelSpec
 from dlm_samplers.models.until import Until
 
@@ -69,6 +69,11 @@ class Adapter:
                     RuntimeWarning,
                     stacklevel=3,
                 )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's parameters are."""
+        return device_of(self.model)
 
     def forward(self, tokens: Tensor, valid: Tensor | None, noise: Tensor | None = None) -> Tensor:
         """Logits [B, L, V] of tokens [B, L], in the model's own alignment.
@@ -151,37 +156,38 @@ class Adapter:
         return result
 
     @cached_property
-    def attending(self) -> tuple[Attending, ...]:
-        """Modules whose own attention a window has to answer; () where the model takes windows, or attends through
-        transformers' interface.
+    def own_attention(self) -> OwnAttention:
+        """What a window has to answer; false where the model takes windows, or attends through transformers' interface.
 
-        Raises InvalidArgumentError where they cannot be answered, or told where their columns stand.
+        Raises InvalidArgumentError where it cannot be answered, or the model cannot be told where its columns stand.
         """
         if getattr(self.model, "takes_dlm_window", False):
-            return ()
-        found = attending(self.model, self.spec.attention)
-        if any(one.code.tables is None for one in found) and self._trunk is not None:
-            name = self.spec.position_ids or "position_ids"
-            if not takes(self._trunk, name):
-                raise InvalidArgumentError(
-                    f"cache: the columns that a forward computes need positions, and {type(self._trunk).__name__} takes no "
-                    f"{name}; use cache=None"
-                )
+            return OwnAttention()
+        found = own_attention(self.model, self.spec.attention)
+        if found and not found.knows_columns and self._trunk is not None and not takes(self._trunk, self._positions):
+            raise InvalidArgumentError(
+                f"cache: the columns that a forward computes need positions, and {type(self._trunk).__name__} takes no "
+                f"{self._positions}; use cache=None"
+            )
         return found
+
+    @property
+    def _positions(self) -> str:
+        return self.spec.position_ids or "position_ids"
 
     def window(self, tokens: Tensor, window: Window) -> Tensor:
         """Hidden states [b, n, D] of tokens [b, n] at the window's columns, attending as it says."""
         assert self._trunk is not None
         kwargs = dict(self.spec.keywords)
-        if not self.attending or any(one.code.tables is None for one in self.attending):
-            kwargs[self.spec.position_ids or "position_ids"] = window.columns
-        if self.attending:
+        if self.own_attention:
+            if takes(self._trunk, self._positions):
+                kwargs[self._positions] = window.columns
             kwargs |= self._any_mask(tokens)
             with showing(window) as here:
                 output = self._trunk(tokens, **kwargs)
             kept = bool(here.answered)
         else:
-            output = self._trunk(tokens, **kwargs, dlm_window=window)
+            output = self._trunk(tokens, **kwargs, **{self._positions: window.columns, "dlm_window": window})
             kept = any(name.endswith(".key") for name in window.store)
         if not kept:
             raise InvalidArgumentError(

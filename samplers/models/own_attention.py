@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -45,13 +46,16 @@ class AttentionCode:
 
     groups: query heads that share a head of keys, where it repeats the keys for them before it attends, each next to itself.
     tables: method, of the module or a part of it, that makes the rotary tables of a length, (sine, cosine) [1, 1, L, D],
-        where positions come from lengths; None: the model takes position ids.
+        where positions come from lengths; None: from position ids.
+    rotary: name of the modules, anywhere in the model, that are called with something and position ids. They are given the
+        columns, for some copies of the code take position ids and drop them. None: not known.
     method: of the module, what calls scaled_dot_product_attention.
     flash: attribute that is not None where the module goes past scaled_dot_product_attention, and how it is made None.
     """
 
     groups: Callable[[Any], int] = lambda module: 1
     tables: str | None = None
+    rotary: str | None = None
     method: str = "forward"
     flash: tuple[str, str] | None = None
 
@@ -66,12 +70,12 @@ def _olmo_groups(module: Any) -> int:
 
 OLMO = AttentionCode(
     _olmo_groups,
-    "rotary_emb.get_rotary_embedding",
-    "_scaled_dot_product_attention",
-    ("flash_attn_func", "with flash_attention=False in its config"),
+    tables="rotary_emb.get_rotary_embedding",
+    method="_scaled_dot_product_attention",
+    flash=("flash_attn_func", "with flash_attention=False in its config"),
 )
 """LLaDA and what is made of it: a block attends by a method of its own."""
-LLAMA = AttentionCode(_llama_groups)
+LLAMA = AttentionCode(_llama_groups, rotary="rotary_emb")
 
 PUBLISHED = {
     "LLaDALlamaBlock": OLMO,
@@ -103,16 +107,32 @@ class Attending:
         return type(self.module).__name__
 
 
-def attending(model: Any, own: str | None = None) -> tuple[Attending, ...]:
-    """The modules that are known to attend by themselves, in the model's order; () for other models.
+@dataclass(frozen=True)
+class OwnAttention:
+    """What of a model attends by itself, in its order, and the modules that are given the columns as position ids."""
+
+    modules: tuple[Attending, ...] = ()
+    rotary: tuple[nn.Module, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.modules)
+
+    @property
+    def knows_columns(self) -> bool:
+        """True where positions are the window's columns whatever the model makes of `position_ids`."""
+        return bool(self.rotary) or all(one.code.tables is not None for one in self.modules)
+
+
+def own_attention(model: Any, own: str | None = None) -> OwnAttention:
+    """What is known of a model's own attention; an empty one, which is false, for other models.
 
     own: name of a class of modules, instead of the published ones.
 
-    Raises InvalidArgumentError where they are seen not to use scaled_dot_product_attention, and where there is no module of the
-    class `own`.
+    Raises InvalidArgumentError where modules are seen not to use scaled_dot_product_attention, and where there is no module of
+    the class `own`.
     """
     if not isinstance(model, nn.Module):
-        return ()
+        return OwnAttention()
     known = PUBLISHED if own is None else {own: AttentionCode()}
     found: list[Attending] = []
     for module in model.modules():
@@ -135,7 +155,9 @@ def attending(model: Any, own: str | None = None) -> tuple[Attending, ...]:
         found.append(Attending(module, len(found), code))
     if own is not None and not found:
         raise InvalidArgumentError(f"spec.attention = {own!r}: {type(model).__name__} has no module of that class")
-    return tuple(found)
+    names = {one.code.rotary for one in found} - {None}
+    rotary = [module for path, module in model.named_modules() if path.rpartition(".")[2] in names]
+    return OwnAttention(tuple(found), tuple(rotary))
 
 
 def _owner(module: Any, path: str) -> tuple[Any, str]:
@@ -176,40 +198,48 @@ _INTERCEPTED: WeakKeyDictionary[nn.Module, _Interception] = WeakKeyDictionary()
 
 
 @contextmanager
-def intercepting(modules: Sequence[Attending]) -> Iterator[None]:
+def intercepting(own: OwnAttention) -> Iterator[None]:
     """While it lasts, the modules attend as the window that is shown says, and as always when none is; they are as they were
     afterwards.
 
     Their methods are replaced rather than hooked: so they are left by an exception too, and met by code that calls `forward`
     directly; and no more of a layer runs under the mode than attends, for every operation under it costs some microseconds.
     """
+    users = {
+        **{one.module: partial(_intercepted, one) for one in own.modules},
+        **{m: partial(_turned, m) for m in own.rotary},
+    }
     with _LOCK:
-        for one in modules:
-            if one.module not in _INTERCEPTED:
-                _INTERCEPTED[one.module] = _Interception(0, _intercepted(one))
-            _INTERCEPTED[one.module].users += 1
+        for module, replace in users.items():
+            if module not in _INTERCEPTED:
+                _INTERCEPTED[module] = _Interception(0, replace())
+            _INTERCEPTED[module].users += 1
     try:
         yield
     finally:
         with _LOCK:
-            for one in modules:
-                entry = _INTERCEPTED[one.module]
+            for module in users:
+                entry = _INTERCEPTED[module]
                 entry.users -= 1
                 if not entry.users:
-                    del _INTERCEPTED[one.module]
+                    del _INTERCEPTED[module]
                     entry.undo.close()
 
 
 def _intercepted(one: Attending) -> ExitStack:
     """Replaces what has to be; closing it puts that back."""
     stack = ExitStack()
-    attend = _attend(one)
-    if "torch._dynamo" in sys.modules:  # where a model is compiled: tracing would not see which window is shown
-        attend = torch.compiler.disable(attend)
-    stack.enter_context(_replaced(one.module, one.code.method, attend))
+    stack.enter_context(_replaced(one.module, one.code.method, _attend(one)))
     if one.code.tables is not None:
         owner, name = _owner(one.module, one.code.tables)
         stack.enter_context(_replaced(owner, name, _tables(getattr(owner, name))))
+    return stack
+
+
+def _turned(module: nn.Module) -> ExitStack:
+    """As `_intercepted`, for a module that makes rotary angles of position ids."""
+    stack = ExitStack()
+    stack.enter_context(_replaced(module, "forward", _angles(module.forward)))
     return stack
 
 
@@ -217,6 +247,8 @@ def _intercepted(one: Attending) -> ExitStack:
 def _replaced(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
     absent = object()
     before = vars(owner).get(name, absent)
+    if "torch._dynamo" in sys.modules:  # where a model is compiled: tracing would not see which window is shown
+        function = torch.compiler.disable(function)
     setattr(owner, name, function)
     try:
         yield
@@ -289,6 +321,16 @@ def _tables(tables: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple
             return tables(length, *args, **kwargs)
         sine, cosine = tables(window.visible.shape[-1], *args, **kwargs)
         return sine[0, 0, window.columns][:, None], cosine[0, 0, window.columns][:, None]
+
+    return at_columns
+
+
+def _angles(angles: Callable[..., Any]) -> Callable[..., Any]:
+    """Those of the window's columns, whatever position ids come."""
+
+    def at_columns(x: Tensor, position_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        window = shown()
+        return angles(x, position_ids if window is None else window.columns, *args, **kwargs)
 
     return at_columns
 

@@ -12,6 +12,8 @@ from published import (
     DreamAttention,
     DreamModel,
     DreamSdpaAttention,
+    DroppingModel,
+    FastDream,
     FusedLLaDA,
     LLaDA2MoeAttention,
     LLaDA2MoeModelLM,
@@ -47,7 +49,7 @@ from dlm_samplers import (
 from dlm_samplers.caches.attention import Window, window_attention
 from dlm_samplers.compat import dkv_cache, fast_dllm
 from dlm_samplers.models import Adapter
-from dlm_samplers.models.own_attention import attending
+from dlm_samplers.models.own_attention import own_attention
 
 MODELS = {
     "LLaDA": lambda: seeded(LLaDAModelLM, 0),
@@ -55,6 +57,7 @@ MODELS = {
     "LLaDA, fused": lambda: seeded(FusedLLaDA, 2),
     "LLaDA, half rotary": lambda: seeded(lambda: LLaDAModelLM(rope_full_precision=False), 3),
     "Dream": lambda: seeded(DreamModel, 4),
+    "Dream, Fast-dLLM's": lambda: seeded(FastDream, 4),
     "LLaDA2": lambda: seeded(LLaDA2MoeModelLM, 5),
     "LLaDA2, strict": lambda: seeded(StrictLLaDA2, 5),
     "SDAR": lambda: seeded(SDARForCausalLM, 6),
@@ -130,7 +133,7 @@ def test_kept_keys_stand_in_for_columns_that_are_not_computed(name):
         states = adapter.window(tokens.gather(1, some), Window(some, seen, store, None, 2))
     expected = plain.gather(1, some[..., None].expand_as(states))
     assert (states - expected).abs().max() <= 2e-5 * plain.abs().max()
-    heads = 2 if name in ("LLaDA, grouped", "Dream", *BLOCK_CAUSAL) else 4
+    heads = 2 if name in ("LLaDA, grouped", "Dream", "Dream, Fast-dLLM's", *BLOCK_CAUSAL) else 4
     assert {value.shape for value in store.values()} == {(2, 12, heads, 8)}
     assert len(store) == 2 * 3
 
@@ -297,7 +300,7 @@ def test_attention_that_cannot_be_answered_is_refused():
     with pytest.raises(InvalidArgumentError, match="LLaDA2MoeAttention does not attend through"):
         LLaDASampler(eager, cache=BlockCache())
     eager._supports_attention_backend = True  # later code of that name, taken at its word
-    assert attending(eager) == ()
+    assert not own_attention(eager)
     flash = MODELS["LLaDA"]()
     flash.model.transformer.blocks[1].flash_attn_func = print
     with pytest.raises(InvalidArgumentError, match=r"LLaDALlamaBlock .* with flash_attention=False in its config"):
@@ -345,12 +348,18 @@ def test_unknown_code_is_refused_until_its_attention_is_named():
         DreamSampler(model, cache=PrefixCache(), spec=replace(spec, attention="Other"))
 
 
-def test_a_model_that_takes_no_positions_is_refused():
-    model = MODELS["Dream"]()
+def test_a_model_that_takes_no_positions_or_drops_them_is_refused():
+    model, spec = unknown()
+    named = replace(spec, attention="MyAttention", position_ids=None)
+    DreamSampler(model, cache=PrefixCache(), spec=named)
+    model.model.__class__ = DroppingModel
+    before = state_of(model)
+    with pytest.raises(InvalidArgumentError, match="Mine takes position ids and gives the same states at any"):
+        DreamSampler(model, cache=PrefixCache(), spec=named)
+    assert state_of(model) == before
     model.model.forward = lambda input_ids, attention_mask=None, **kwargs: None
-    spec = ModelSpec(MASK, EOS, V, hidden="model", lm_head="lm_head")
-    with pytest.raises(InvalidArgumentError, match="need positions, and DreamBaseModel takes no position_ids"):
-        LLaDASampler(model, cache=PrefixCache(), spec=spec)
+    with pytest.raises(InvalidArgumentError, match="need positions, and DroppingModel takes no position_ids"):
+        DreamSampler(model, cache=PrefixCache(), spec=named)
 
 
 def test_a_model_that_says_it_uses_the_interface_and_does_not_is_found_out():
