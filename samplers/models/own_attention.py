@@ -155,8 +155,8 @@ def own_attention(model: Any, own: str | None = None) -> OwnAttention:
         found.append(Attending(module, len(found), code))
     if own is not None and not found:
         raise InvalidArgumentError(f"spec.attention = {own!r}: {type(model).__name__} has no module of that class")
-    names = {one.code.rotary for one in found} - {None}
-    rotary = [module for path, module in model.named_modules() if path.rpartition(".")[2] in names]
+    called = {one.code.rotary for one in found} - {None}
+    rotary = [module for path, module in model.named_modules() if path.rpartition(".")[2] in called]
     return OwnAttention(tuple(found), tuple(rotary))
 
 
