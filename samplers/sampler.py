@@ -307,7 +307,7 @@ class Sampler:
         return steps // blocks
 
     def _attention(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.cache is None else window_attention(self.adapter.model)
+        return nullcontext() if self.cache is None else window_attention(self.adapter)
 
     def _device(self, input_ids: Any) -> torch.device:
         if isinstance(input_ids, Tensor):

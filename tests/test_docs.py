@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import published
 import pytest
 import torch
 
 from dlm_kernels import InvalidArgumentError
-from dlm_samplers import EndOfText, LLaDASampler, ModelSpec, PrefixCache, ReMDM, Threshold, probe
+from dlm_samplers import DreamSampler, EndOfText, LLaDASampler, ModelSpec, PrefixCache, ReMDM, Threshold, probe
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -187,6 +188,24 @@ def foreign():
     return LLaDASampler(model, spec=ModelSpec(mask_id=8, hidden="model", lm_head="lm_head"), cache=PrefixCache())
 
 
+def eager():
+    return DreamSampler(published.DreamModel(attention=published.DreamAttention), cache=PrefixCache())
+
+
+def past_the_cache():
+    pytest.importorskip("transformers")
+
+    class Trunk(torch.nn.Embedding):
+        def forward(self, ids, **kwargs):
+            return super().forward(ids)
+
+    model = torch.nn.Module()
+    model.model, model.lm_head, model.forward = Trunk(9, 2), torch.nn.Linear(2, 9), table
+    model.config, model._supports_attention_backend = SimpleNamespace(_attn_implementation="sdpa"), True
+    spec = ModelSpec(mask_id=8, hidden="model", lm_head="lm_head")
+    LLaDASampler(model, spec=spec, cache=PrefixCache()).generate([[1]], max_new_tokens=4)
+
+
 def adapted():
     given = lean()
     given["model"].lm_head.register_forward_hook(lambda module, args, output: output)
@@ -233,6 +252,8 @@ TROUBLE = {
         cache=PrefixCache()
     ),
     "does not attend through transformers' attention interface": foreign,
+    "does not attend through torch.nn.functional.scaled_dot_product_attention": eager,
+    "attends past the cache": past_the_cache,
     "that does more than multiply by a plain matrix": adapted,
     "dlm_kernels falls back to the": no_kernels,
 }

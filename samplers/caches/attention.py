@@ -6,12 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from dlm_kernels import InvalidArgumentError
+from dlm_samplers.models.own_attention import intercepting
+
+if TYPE_CHECKING:
+    from dlm_samplers.models.adapter import Adapter
 
 NAME = "dlm_kernels_window"
 
@@ -112,20 +116,30 @@ def _window_attention(
 
 
 @contextmanager
-def window_attention(model: Any) -> Iterator[None]:
-    """While it lasts, `model(..., dlm_window=Window(...))` computes a window; the model is as it was afterwards.
+def window_attention(adapter: Adapter) -> Iterator[None]:
+    """While it lasts, `adapter.window(tokens, Window(...))` computes a window; the model is as it was afterwards.
 
-    Raises InvalidArgumentError for a model that neither attends through transformers' attention interface nor takes windows
-    by itself.
+    The first way that fits: the model takes windows by itself; its modules are published code, or named in the description,
+    that calls scaled_dot_product_attention; it attends through transformers' attention interface. Published code goes before
+    the interface, for some of it says that it attends through that and does not.
+
+    Raises InvalidArgumentError where none does.
     """
+    model: Any = adapter.model
     if getattr(model, "takes_dlm_window", False):
         yield
+        return
+    if adapter.own_attention:
+        with intercepting(adapter.own_attention):
+            yield
         return
     if not getattr(model, "_supports_attention_backend", False):
         raise InvalidArgumentError(
             f"cache: {type(model).__name__} does not attend through transformers' attention interface "
-            "(_supports_attention_backend is not True), so keys and values cannot be kept for it; use cache=None, or let its "
-            "attention call dlm_window.attend (dlm_samplers.caches.attention.Window)"
+            "(_supports_attention_backend is not True), and none of its modules is published code that is known here, so keys "
+            "and values cannot be kept for it; use cache=None, name the class of its modules that call "
+            "scaled_dot_product_attention, spec=ModelSpec(..., attention=...), or let its attention call dlm_window.attend "
+            "(dlm_samplers.caches.attention.Window)"
         )
     from transformers import AttentionInterface
 
@@ -137,3 +151,22 @@ def window_attention(model: Any) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = before
+
+
+@torch.no_grad()
+def check_positions(adapter: Adapter) -> None:
+    """Raises InvalidArgumentError for a model whose attention is answered without being known, and which makes nothing of the
+    position ids that it takes. Runs it twice, on two tokens."""
+    if not adapter.own_attention or adapter.own_attention.knows_columns:
+        return
+    states = []
+    for last in (1, 7):
+        columns = torch.tensor([[0, last]], device=adapter.device)
+        visible = torch.zeros(1, 1, 8, dtype=torch.bool, device=columns.device).index_fill_(-1, columns[0], True)
+        with window_attention(adapter):
+            states.append(adapter.window((columns > 0).long(), Window(columns, visible, {}, None, 1, 8, False)))
+    if torch.equal(*states):
+        raise InvalidArgumentError(
+            f"cache: {type(adapter.model).__name__} takes position ids and gives the same states at any, so the columns that a "
+            "forward computes cannot be placed; use cache=None"
+        )

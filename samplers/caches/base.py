@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dlm_kernels import InvalidArgumentError
-from dlm_samplers.caches.attention import Window, window_attention
+from dlm_samplers.caches.attention import Window, check_positions, window_attention
 from dlm_samplers.models.adapter import Adapter
 from dlm_samplers.parts import Part
 from dlm_samplers.remask.base import Remask
@@ -62,8 +62,9 @@ class Cache(Part, ABC):
                 f"{name} computes {self.sees} alone, and a stopping rule that fills the rest reads scores beyond it; "
                 "use PrefixCache"
             )
-        with window_attention(sampler.adapter.model):
+        with window_attention(sampler.adapter):
             pass
+        check_positions(sampler.adapter)
 
     def check_bidirectional(self, sampler: Sampler) -> None:
         """For caches that a block-causal model has no use for."""

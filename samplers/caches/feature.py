@@ -16,6 +16,7 @@ from dlm_samplers.caches.attention import Window, like
 from dlm_samplers.caches.base import Cache
 from dlm_samplers.guarantees import Guarantee
 from dlm_samplers.models.adapter import Adapter
+from dlm_samplers.models.own_attention import showing, shown
 from dlm_samplers.state import SamplerState
 
 if TYPE_CHECKING:
@@ -26,9 +27,15 @@ ROUNDING = 1e-5
 """Values whose cosine is this close to 1 count as equal: the bits depend on how many columns are computed together."""
 
 
+LAYERS = ("model.layers", "model.transformer.blocks")
+"""Where models named as Llama's and as LLaDA's have their layers."""
+
+
 def values_of(layer: Any, x: Tensor) -> Tensor:
-    """[b, n, D]: the values that a layer named as Llama's attends to."""
-    return layer.self_attn.v_proj(layer.input_layernorm(x))
+    """[b, n, D]: the values that a layer named as Llama's, or as LLaDA's, attends to."""
+    if hasattr(layer, "self_attn"):
+        return layer.self_attn.v_proj(layer.input_layernorm(x))
+    return layer.v_proj(layer.attn_norm(x))
 
 
 @dataclass(frozen=True)
@@ -38,8 +45,8 @@ class FeatureCache(Cache):
 
     prompt_interval, gen_interval: every so many forwards of a row the whole canvas, or all its blanks, are computed; K_p, K_r.
     ratio: rho. Difference is measured by the cosine.
-    layers: where the model has its layers.
-    value: value(layer, x [b, n, D]) -> [b, n, ...], what a layer attends to; default: Llama's names.
+    layers: where the model has its layers; None: where Llama and LLaDA have them.
+    value: value(layer, x [b, n, D]) -> [b, n, ...], what a layer attends to; default: by Llama's or LLaDA's names.
 
     The prompt's keys and values are those of the last forward over the whole canvas. `SamplerOutput.positions` counts the
     columns that the layers computed.
@@ -53,7 +60,7 @@ class FeatureCache(Cache):
     prompt_interval: int = 100
     gen_interval: int = 7
     ratio: float = 0.25
-    layers: str = "model.layers"
+    layers: str | None = None
     value: Callable[[Any, Tensor], Tensor] = field(default=values_of, repr=False, compare=False)
 
     guarantee = Guarantee.APPROXIMATE
@@ -74,11 +81,11 @@ class FeatureCache(Cache):
         super().check(sampler)
         self.check_bidirectional(sampler)
         layers = self._layers(sampler.adapter)
-        named = all(hasattr(layer, "self_attn") and hasattr(layer.self_attn, "v_proj") for layer in layers)
+        named = all(hasattr(getattr(layer, "self_attn", layer), "v_proj") for layer in layers)
         if self.value is values_of and not named:
             raise InvalidArgumentError(
-                f"FeatureCache compares values, and {type(layers[0]).__name__} has no self_attn.v_proj: give value=, a "
-                "function of a layer and its input"
+                f"FeatureCache compares values, and {type(layers[0]).__name__} has no self_attn.v_proj or v_proj: give value=, "
+                "a function of a layer and its input"
             )
 
     def start(self, state: SamplerState) -> None:
@@ -121,12 +128,15 @@ class FeatureCache(Cache):
         return states.gather(1, like(real, states))
 
     def _layers(self, adapter: Adapter) -> Sequence[Any]:
-        try:
-            return list(attrgetter(self.layers)(adapter.model))
-        except (AttributeError, TypeError) as error:
-            raise InvalidArgumentError(
-                f"FeatureCache: layers = {self.layers!r} is no list of layers of {type(adapter.model).__name__}: {error}"
-            ) from error
+        for path in LAYERS if self.layers is None else (self.layers,):
+            try:
+                return list(attrgetter(path)(adapter.model))
+            except (AttributeError, TypeError):
+                continue
+        raise InvalidArgumentError(
+            f"FeatureCache: layers = {self.layers!r} is no list of layers of {type(adapter.model).__name__}; give the "
+            "attribute that is"
+        )
 
     @contextmanager
     def _partial(self, layers: Sequence[Any], shares: list[_Share] | None, padding: Tensor) -> Iterator[None]:
@@ -149,13 +159,14 @@ class FeatureCache(Cache):
     ) -> Callable[..., Any]:
         change = f"feature.{number}.change"
 
-        def whole(x: Tensor, *args: Any, dlm_window: Window, **kwargs: Any) -> Any:
-            out = forward(x, *args, dlm_window=dlm_window, **kwargs)
-            dlm_window.keep(change, (out[0] if isinstance(out, tuple) else out) - x)
+        def whole(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+            out = forward(x, *args, **kwargs)
+            _window_of(kwargs).keep(change, (out[0] if isinstance(out, tuple) else out) - x)
             return out
 
-        def partial(x: Tensor, *args: Any, dlm_window: Window, **kwargs: Any) -> Any:
+        def partial(x: Tensor, *args: Any, **kwargs: Any) -> Any:
             assert share is not None
+            dlm_window = _window_of(kwargs)
             after = x + dlm_window.at_columns(change)
             kept = dlm_window.at_columns(f"cache.{number}.value").flatten(2)
             alike = torch.cosine_similarity(self.value(layer, x).flatten(2).float(), kept.float(), dim=-1)
@@ -167,7 +178,10 @@ class FeatureCache(Cache):
             window = replace(dlm_window, columns=dlm_window.columns.gather(1, index))
             at = [_at(value, index, x.shape[1]) for value in args]
             named = {key: _at(value, index, x.shape[1]) for key, value in kwargs.items()}
-            out = forward(some, *at, dlm_window=window, **named)
+            if "dlm_window" in kwargs:
+                named["dlm_window"] = window
+            with showing(window):
+                out = forward(some, *at, **named)
             new = out[0] if isinstance(out, tuple) else out
             window.keep(change, new - some)
             after = after.scatter(1, like(index, new), new)
@@ -185,6 +199,13 @@ class _Share:
     most: int
     open: Tensor
     """bool [b, n]: columns that may be committed in this step."""
+
+
+def _window_of(keywords: dict[str, Any]) -> Window:
+    """The window that a layer's call computes: among its keywords, or beside them where the model does not pass one along."""
+    window = keywords.get("dlm_window", shown())
+    assert window is not None
+    return window
 
 
 def _at(value: Any, index: Tensor, n: int) -> Any:

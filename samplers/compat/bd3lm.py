@@ -58,7 +58,7 @@ def semi_ar_sampler(
     - Samples of low entropy are returned (upstream draws anew, up to ten times, where the last 256 tokens have an entropy below
       4 nats, which is a matter for the caller).
     - seqlen above context_size raises InvalidArgumentError (upstream slides a window whose rotary positions begin at 0).
-    - Keys and values of finished blocks are kept where the model attends through transformers' attention interface.
+    - Keys and values of finished blocks are kept where a cache goes with the model.
     - Noise is keyed by seed, row, position and, without `first_hitting`, step.
     """
     settings = Settings(model)

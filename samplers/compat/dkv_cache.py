@@ -34,11 +34,12 @@ def generate(
 ) -> Tensor:
     """Drop-in for dKV-Cache's `generate`: int64 [B, P] -> int64 [B, P + gen_length] (dKV-Cache, arXiv:2505.15781).
 
-    Without `enable_cache` it is `compat.llada.generate`. With it, `DelayedCache(refresh=cache_reloading_step)`: the model has
-    to attend through transformers' attention interface.
+    Without `enable_cache` it is `compat.llada.generate`. With it, `DelayedCache(refresh=cache_reloading_step)`, on LLaDA's
+    published code as it is or another model that a cache goes with.
 
     tokenizer: not used, as upstream.
-    attention_mask, spec, seed: of this library. spec: where the hidden states and the head are; default: `model` and `lm_head`.
+    attention_mask, spec, seed: of this library. spec: where the hidden states and the head are; default: where LLaDA has
+        them, or `model` and `lm_head`.
 
     Differences from upstream: rows may be padded on the left and may commit different positions (upstream's `view(B, -1)` needs
     equally many cached ones); cfg_scale with a cache raises InvalidArgumentError (upstream: NotImplementedError); the mask

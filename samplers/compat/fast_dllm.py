@@ -11,7 +11,7 @@ from dlm_kernels import InvalidArgumentError
 from dlm_samplers.caches import Cache, DualCache, PrefixCache
 from dlm_samplers.compat.blockwise import check_call, quota, run
 from dlm_samplers.models import ModelSpec
-from dlm_samplers.models.seen import Seen
+from dlm_samplers.models.families import states_of
 from dlm_samplers.policies import Factor, Policy, Threshold
 from dlm_samplers.sampler import LLaDASampler, Sampler
 from dlm_samplers.state import SamplerState
@@ -74,8 +74,9 @@ def generate_with_prefix_cache(
     spec: ModelSpec | None = None,
     seed: int = 0,
 ) -> tuple[Tensor, int]:
-    """As `generate`, with `PrefixCache`. The model attends through transformers' attention interface; `spec` says where its
-    hidden states and head are, by default in `model` and `lm_head`. Upstream's modified model files are not needed."""
+    """As `generate`, with `PrefixCache`. LLaDA's published code as it is, or another model that a cache goes with; `spec` says
+    where its hidden states and head are, by default where LLaDA has them, or in `model` and `lm_head`. Upstream's modified
+    model files are not needed."""
     return generate_with(PrefixCache(), **locals())
 
 
@@ -129,7 +130,7 @@ def generate_with(
     else:
         policy = quota(remasking)
     if spec is None:
-        states = {} if cache is None else Seen.of(model).split("model", "lm_head")
+        states = {} if cache is None else states_of(model)
         spec = ModelSpec(mask_id=mask_id, **states)
 
     def on_step_end(_: Sampler, step: int, __: SamplerState) -> None:

@@ -49,7 +49,7 @@ def block_diffusion_generate(
     - The mask token is never generated (upstream may commit it, and leaves a block with masks once its steps are spent).
     - Noise is keyed by `seed`, position and step instead of torch's global generator.
     - A finished block's keys and values are computed with the first forward of the next block, not by one of their own. A model
-      that does not attend through transformers' attention interface is called without a cache, under block masks.
+      that no cache goes with is called without one, under block masks.
     - Mask tokens in the prompt raise InvalidArgumentError (upstream fills those of a begun block and leaves the others).
 
     Raises InvalidArgumentError for more than one row and for a strategy that upstream does not have.

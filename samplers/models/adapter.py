@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,9 @@ from torch import Tensor, nn
 
 from dlm_kernels import InvalidArgumentError, TokenScores, score_hidden, score_tokens
 from dlm_samplers.evaluation import Head, by_position
+from dlm_samplers.models.own_attention import OwnAttention, own_attention, showing
 from dlm_samplers.models.spec import ModelSpec
+from dlm_samplers.models.until import Until
 
 if TYPE_CHECKING:
     from dlm_samplers.caches.attention import Window
@@ -49,10 +53,13 @@ class Adapter:
             try:
                 self._trunk = attrgetter(spec.hidden)(model)
                 self.lm_head = attrgetter(spec.lm_head)(model)
+                if spec.hidden_after is not None:
+                    self._trunk = Until(self._trunk, attrgetter(spec.hidden_after)(model), spec.hidden_after)
             except AttributeError as error:
+                named = {name: getattr(spec, name) for name in ("hidden", "lm_head", "hidden_after")}
                 raise InvalidArgumentError(
-                    f"spec.hidden = {spec.hidden!r}, spec.lm_head = {spec.lm_head!r}: {type(model).__name__} has no such "
-                    f"attribute: {error}"
+                    ", ".join(f"spec.{name} = {path!r}" for name, path in named.items() if path is not None)
+                    + f": {type(model).__name__} has no such attribute: {error}"
                 ) from error
             self.head = as_matrix(self.lm_head)
             if self.head is None:
@@ -62,6 +69,11 @@ class Adapter:
                     RuntimeWarning,
                     stacklevel=3,
                 )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's parameters are."""
+        return device_of(self.model)
 
     def forward(self, tokens: Tensor, valid: Tensor | None, noise: Tensor | None = None) -> Tensor:
         """Logits [B, L, V] of tokens [B, L], in the model's own alignment.
@@ -143,12 +155,63 @@ class Adapter:
             result = result.index_fill(-1, mask, -torch.inf)  # the score of a mask is 1 by definition and no token's
         return result
 
+    @cached_property
+    def own_attention(self) -> OwnAttention:
+        """What a window has to answer; false where the model takes windows, or attends through transformers' interface.
+
+        Raises InvalidArgumentError where it cannot be answered, or the model cannot be told where its columns stand.
+        """
+        if getattr(self.model, "takes_dlm_window", False):
+            return OwnAttention()
+        found = own_attention(self.model, self.spec.attention)
+        if found and not found.knows_columns and self._trunk is not None and not self._takes_positions:
+            raise InvalidArgumentError(
+                f"cache: the columns that a forward computes need positions, and {type(self._trunk).__name__} takes no "
+                f"{self._positions}; use cache=None"
+            )
+        return found
+
+    @property
+    def _positions(self) -> str:
+        return self.spec.position_ids or "position_ids"
+
+    @cached_property
+    def _takes_positions(self) -> bool:
+        assert self._trunk is not None
+        return takes(self._trunk, self._positions)
+
     def window(self, tokens: Tensor, window: Window) -> Tensor:
         """Hidden states [b, n, D] of tokens [b, n] at the window's columns, attending as it says."""
         assert self._trunk is not None
-        name = self.spec.position_ids or "position_ids"
-        output = self._trunk(tokens, **{**self.spec.keywords, name: window.columns, "dlm_window": window})
+        kwargs = dict(self.spec.keywords)
+        if self.own_attention:
+            if self._takes_positions:
+                kwargs[self._positions] = window.columns
+            kwargs |= self._any_mask(tokens)
+            with showing(window) as here:
+                output = self._trunk(tokens, **kwargs)
+            kept = bool(here.answered)
+        else:
+            output = self._trunk(tokens, **kwargs, **{self._positions: window.columns, "dlm_window": window})
+            kept = any(name.endswith(".key") for name in window.store)
+        if not kept:
+            raise InvalidArgumentError(
+                f"cache: {type(self.model).__name__} attends past the cache: its forward took a window and kept no keys; use "
+                "cache=None, or name the class of its attention modules, spec=ModelSpec(..., attention=...)"
+            )
         return output if isinstance(output, Tensor) else output.last_hidden_state
+
+    def _any_mask(self, tokens: Tensor) -> dict[str, Any]:
+        """A mask of n inputs that the model's code takes, its content being left out: what is seen is the window's affair.
+
+        A bool one hides everything, for SDAR's code goes past scaled_dot_product_attention where nothing is hidden.
+        """
+        spec, shape = self.spec, (len(tokens), 1, tokens.shape[1], tokens.shape[1])
+        if spec.attention_mask == "4d_block":
+            return {"attention_mask": torch.zeros(1, dtype=torch.bool, device=tokens.device).expand(shape)}
+        if spec.attention_mask == "4d_block_additive":
+            return {"attention_mask": torch.zeros(1, dtype=dtype_of(self.model), device=tokens.device).expand(shape)}
+        return {} if spec.full_attention_mask is None else {"attention_mask": spec.full_attention_mask}
 
     def _block_mask(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
         assert self.spec.block_length is not None
@@ -218,6 +281,14 @@ def as_matrix(module: Any) -> Head | None:
     plain = plain and module.weight.is_floating_point() and not module.weight.is_meta
     hooked = module._forward_hooks or module._forward_pre_hooks
     return Head(module.weight, module.bias) if plain and not hooked else None
+
+
+def takes(function: Callable[..., Any], keyword: str) -> bool:
+    """True when a callable, or a module's forward, names this keyword: `**kwargs` may drop it."""
+    try:
+        return keyword in inspect.signature(getattr(function, "forward", function)).parameters
+    except (TypeError, ValueError):
+        return False
 
 
 def device_of(model: Any) -> torch.device:

@@ -107,8 +107,35 @@ def _split(seen: Seen, arguments: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
+AT_NORM = ("model", "model.transformer.ff_out", "model.transformer.ln_f")
+"""LLaDA's trunk, its head, which the trunk applies itself, and what the head is applied to."""
+
+
+def states_of(model: Any) -> dict[str, Any]:
+    """`hidden`, `lm_head` and `hidden_after` of a spec for a model that may be of any family; {} where they are not found."""
+    seen = Seen.of(model)
+    return seen.split("model", "lm_head") or _split_at_norm(seen, {})[0]
+
+
+def _split_at_norm(seen: Seen, arguments: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """As `_split`, for a trunk that applies the head itself; and notes."""
+    if seen.at(AT_NORM[2]) is None:
+        return arguments, ()
+    for name in ("scale_logits", "weight_tying"):
+        if (value := seen.at(f"model.config.{name}")) is not False:
+            note = (
+                f"model.config.{name} is {value!r}: logits are more than ff_out of the last norm, or may be. They are read as "
+                "they are, and no cache goes with them."
+            )
+            return arguments, (note,)
+    if arguments.get("attention_mask") == "none" or seen.takes("attention_mask", "model", by_name=True):
+        arguments |= seen.split(*AT_NORM)
+    return arguments, ()
+
+
 def llada(seen: Seen) -> Contract:
-    return Contract(_masks(seen, LLADA), LLADA_IDS)  # its trunk applies the head itself
+    arguments, notes = _split_at_norm(seen, _masks(seen, LLADA))
+    return Contract(arguments, LLADA_IDS, notes=notes)
 
 
 def llada_moe(seen: Seen) -> Contract:
@@ -233,7 +260,8 @@ def mmada(seen: Seen) -> Contract:
         "Logits cover text and image codes: for text suppress the image's (ModelSpec.suppressed_ids), for images the text's, "
         "with token_ranges.",
     )
-    return Contract({**_masks(seen, LLADA), "vocab_size": None}, MMADA_IDS, notes=notes, token_ranges=ranges)
+    arguments, more = _split_at_norm(seen, {**_masks(seen, LLADA), "vocab_size": None})
+    return Contract(arguments, MMADA_IDS, notes=notes + more, token_ranges=ranges)
 
 
 def llava_llada(seen: Seen) -> Contract:

@@ -116,15 +116,21 @@ class Seen:
         takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
         return keyword in parameters or (takes_all and not by_name)
 
-    def split(self, hidden: str, lm_head: str) -> dict[str, Any]:
-        """`hidden` and `lm_head` for a spec, where the inner model has them and the head is a plain linear layer.
+    def at(self, path: str) -> Any:
+        """What the inner model has at a dotted path; None: nothing."""
+        return _at(self.inner, path)
+
+    def split(self, hidden: str, lm_head: str, hidden_after: str | None = None) -> dict[str, Any]:
+        """`hidden` and `lm_head` for a spec, and `hidden_after`, where the inner model has them and the head is a plain linear
+        layer.
 
         Nothing where a wrapper has to be called, or where the head is quantised, offloaded, adapted or hooked.
         """
-        trunk, head = _at(self.inner, hidden), _at(self.inner, lm_head)
-        if self.path is None or not isinstance(trunk, nn.Module) or as_matrix(head) is None:
+        named = {"hidden": hidden} | ({} if hidden_after is None else {"hidden_after": hidden_after})
+        there = all(isinstance(self.at(path), nn.Module) for path in named.values())
+        if self.path is None or not there or as_matrix(self.at(lm_head)) is None:
             return {}
-        return {"hidden": self.path + hidden, "lm_head": self.path + lm_head}
+        return {name: self.path + path for name, path in {**named, "lm_head": lm_head}.items()}
 
     def __str__(self) -> str:
         fields = {name: value for name in TELLING_FIELDS if (value := self.setting(name)) is not None}

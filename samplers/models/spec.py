@@ -36,6 +36,11 @@ class ModelSpec:
         with .last_hidden_state) that the head, a linear layer, is applied to. With both, logits are computed at the
         positions that may change alone, and never held. None: the model is called for its logits, as it is, with a warning,
         where the head is more than a matrix (quantised, with LoRA).
+    hidden_after: for a trunk that applies the head itself, as LLaDA's does: attribute of the model, a module whose output the
+        states are; the trunk's forward ends there. None: the trunk returns them.
+    attention: class name of the modules that call `torch.nn.functional.scaled_dot_product_attention`, once a forward each, in
+        a model that takes `position_ids`; for caches. None: that of published code is known, and other models attend through
+        transformers' attention interface or take windows.
     sees_time: the model knows how far a row is in more ways than by its masks: what it says of a canvas holds for one step, and
         unless it is told the time no forward may be left out.
     time_argument: name of the model's keyword for the noise level sigma, float32 [B], e^-sigma being the share of clean tokens;
@@ -59,6 +64,8 @@ class ModelSpec:
     suppressed_ids: tuple[int, ...] | None = None
     hidden: str | None = None
     lm_head: str | None = None
+    hidden_after: str | None = None
+    attention: str | None = None
     sees_time: bool = False
     time_argument: str | None = None
     output: Output = "logits"
@@ -83,6 +90,8 @@ class ModelSpec:
             )
         if (self.hidden is None) != (self.lm_head is None):
             raise InvalidArgumentError("hidden and lm_head go together: give both or neither")
+        if self.hidden_after is not None and self.hidden is None:
+            raise InvalidArgumentError("hidden_after goes with hidden, the trunk whose forward ends after it")
         if self.any_attention and self.position_ids is None:
             raise InvalidArgumentError("any_attention needs position_ids, the name of the model's keyword for them")
         for name in ("mask_id", "eos_id"):

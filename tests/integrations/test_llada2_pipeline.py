@@ -11,6 +11,7 @@ pytest.importorskip("diffusers", reason="diffusers is not installed (pip install
 pytest.importorskip("transformers", reason="transformers is not installed (pip install 'dlm-kernels[hf]')")
 
 from diffusers import BlockRefinementScheduler, DiffusionPipeline, DiscreteDDIMScheduler, LLaDA2Pipeline
+from published import LLaDA2MoeModelLM, StrictLLaDA2, seeded
 
 from dlm_benches.architectures import LLaDA2StyleConfig, LLaDA2StyleModel, LLaDAStyleConfig, LLaDAStyleModel
 from dlm_kernels import InvalidArgumentError
@@ -307,7 +308,7 @@ class Right(Blocks):
 
 
 class Additive(torch.nn.Module):
-    """Adds its mask, as LLaDA2's released code does; no cache fits it."""
+    """Adds its mask, as LLaDA2's released code does, and is of a class that no cache is known to go with."""
 
     def __init__(self, model):
         super().__init__()
@@ -328,6 +329,29 @@ def test_a_model_that_adds_its_mask_goes_without_a_cache():
         assert torch.equal(pipe(**call).sequences, expected)
     with pytest.raises(InvalidArgumentError, match="BlockCache scores hidden states"):
         accelerated(pipeline(Additive(model)), cache=BlockCache())
+
+
+@pytest.mark.parametrize(
+    ("kind", "warning"),
+    [(LLaDA2MoeModelLM, "reads as bidirectional attention"), (StrictLLaDA2, "refuses .LLaDA2.0 only")],
+)
+def test_published_code_gets_its_cache(kind, warning):
+    """By default; the text is what it is without one."""
+    model = seeded(lambda: kind(vocab_size=V, block_length=BLOCK), 2)
+    call = {"input_ids": torch.randint(MASK, (3, 5)), "gen_length": 21, "mask_token_id": MASK, "output_type": "seq"}
+    pipe, columns = pipeline(model), []
+    with pytest.warns(UserWarning, match=f"{TRAP}.* {warning}"):
+        accelerate(pipe)
+    model.model.register_forward_pre_hook(lambda module, inputs: columns.append(inputs[0].numel()))
+    cached, work = pipe(**call).sequences, sum(columns)
+    restore(pipe)
+    with accelerated(pipe, cache=None):
+        columns.clear()
+        plain = pipe(**call).sequences
+    assert torch.equal(cached, plain)
+    assert work < sum(columns) / 2
+    with accelerated(pipe, cache=BlockCache()):
+        assert torch.equal(pipe(**call).sequences, plain)
 
 
 def test_the_pipeline_is_what_it_was(tmp_path):

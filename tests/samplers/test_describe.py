@@ -2,9 +2,11 @@
 
 from types import SimpleNamespace
 
+import published
 import pytest
 import torch
 from fakes import TableModel
+from published import seeded
 from torch import nn
 
 from dlm_benches.architectures import (
@@ -433,3 +435,34 @@ def test_mdlm_is_sampled_as_it_was_conditioned():
     LLaDASampler(MDLM(False), policy=EventDriven())
     with pytest.raises(InvalidArgumentError, match="sees no time"):
         LLaDASampler(MDLM(True), policy=EventDriven())
+
+
+def test_lladas_trunk_ends_at_its_norm_in_what_derives_from_it_too():
+    states = {"hidden": "model", "lm_head": "model.transformer.ff_out", "hidden_after": "model.transformer.ln_f"}
+    for name in ("LLaDAModelLM", "MMadaModelLM"):
+        model = seeded(type(name, (published.LLaDAModelLM,), {}), 0)
+        spec = describe(model).spec
+        assert {field: getattr(spec, field) for field in states} == states
+        adapted = describe(Peft(model)).spec
+        assert {field: getattr(adapted, field) for field in states} == {
+            field: "base_model.model." + path for field, path in states.items()
+        }
+        bare = ModelSpec(spec.mask_id, spec.eos_id, published.V)
+        settings = {"max_new_tokens": 8, "block_length": 4}
+        expected = LLaDASampler(model, spec=bare).generate([[5, 6], [7]], **settings).sequences
+        for whole in (model, Peft(model)):
+            assert torch.equal(LLaDASampler(whole).generate([[5, 6], [7]], **settings).sequences, expected)
+    unusual = published.LLaDAModelLM()
+    del unusual.model.config.scale_logits
+    assert describe(unusual).spec.hidden is None
+    assert describe(nn.DataParallel(published.LLaDAModelLM())).spec.hidden is None
+    with pytest.raises(InvalidArgumentError, match="hidden_after goes with hidden"):
+        ModelSpec(1, hidden_after="norm")
+    model.model.wpe = nn.Identity()
+    sampler = LLaDASampler(model, spec=ModelSpec(40, **{**states, "hidden_after": "model.wpe"}))
+    with pytest.raises(
+        InvalidArgumentError, match=r"spec.hidden_after = 'model.wpe': a forward of LLaDAModel does not"
+    ):
+        sampler.generate([[1]], max_new_tokens=1)
+    with pytest.raises(InvalidArgumentError, match=r"spec.hidden_after = 'no': MMadaModelLM has no such attribute"):
+        LLaDASampler(model, spec=ModelSpec(40, **{**states, "hidden_after": "no"}))

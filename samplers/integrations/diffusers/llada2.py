@@ -71,8 +71,8 @@ def pipeline_methods(
         described = spec
     else:
         raise InvalidArgumentError("mask_id and eos_id belong inside spec when spec is given")
-    model, described = _masked_by_blocks(pipe.model, replace(described, block_length=block_length))
-    parts.sampler(model, described)  # raises where they do not go together
+    described = _as_it_reads_masks(pipe.model, replace(described, block_length=block_length))
+    parts.sampler(pipe.model, described)  # raises where they do not go together
     _report_flat_mask(pipe.model, described)
 
     @torch.no_grad()
@@ -81,7 +81,7 @@ def pipeline_methods(
         given = SIGNATURE.bind(self, *arguments, **kwargs)
         given.apply_defaults()
         del given.arguments["self"]
-        return _call(self, model, parts, described, **given.arguments)
+        return _call(self, parts, described, **given.arguments)
 
     return {"__call__": call}
 
@@ -94,41 +94,27 @@ def _describe(pipe: Any, mask_id: int | None, eos_id: int | None) -> ModelSpec:
     if mask_id is None:
         mask_id = getattr(getattr(model, "config", None), "mask_token_id", None)
     known = UNKNOWN if mask_id is None else mask_id
-    return ModelSpec(
-        mask_id=known, eos_id=eos_id, block_length=1, **BLOCK_CAUSAL, **Seen.of(model).split("model", "lm_head")
-    )
+    seen = Seen.of(model)
+    # Published code would make a cache of the whole canvas in every forward.
+    keywords = {"use_cache": False} if seen.takes("use_cache", by_name=True) else {}
+    states = seen.split("model", "lm_head")
+    return ModelSpec(mask_id=known, eos_id=eos_id, block_length=1, keywords=keywords, **BLOCK_CAUSAL, **states)
 
 
-class AdditiveMasks:
-    """A model that adds its attention mask to the scores, behind a call that takes a bool one."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-
-    def parameters(self) -> Any:
-        return self.model.parameters()
-
-    def __call__(self, tokens: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
-        dtype = next((p.dtype for p in self.model.parameters()), torch.float32)
-        added = torch.zeros(attention_mask.shape, dtype=dtype, device=attention_mask.device)
-        return self.model(tokens, attention_mask=added.masked_fill_(~attention_mask, torch.finfo(dtype).min), **kwargs)
-
-
-def _masked_by_blocks(model: Any, spec: ModelSpec) -> tuple[Any, ModelSpec]:
-    """The model as it reads block masks, and its description: bool ones, or ones that are added.
+def _as_it_reads_masks(model: Any, spec: ModelSpec) -> ModelSpec:
+    """The model's description with block masks as it reads them: bool ones, or ones that are added.
 
     Raises ModelMismatchError when its attention is block-causal under neither.
     """
-    added = replace(spec, hidden=None, lm_head=None)
     found = []
-    for way, description in ((model, spec), (AdditiveMasks(model), added)):
-        adapter = Adapter(way, description)
+    for description in (spec, replace(spec, attention_mask="4d_block_additive")):
+        adapter = Adapter(model, description)
         try:
             attention = _attention(lambda tokens, a=adapter: a.forward(tokens, None), model, spec)  # type: ignore[misc]
         except (RuntimeError, TypeError, ValueError) as error:
             attention = f"{type(error).__name__}: {error}"
         if attention == "block_causal":
-            return way, description
+            return description
         found.append(attention)
     raise ModelMismatchError(
         f"{type(model).__name__}: under a 4D mask of blocks of {spec.block_length} its attention is not block-causal: with a "
@@ -143,7 +129,15 @@ def _report_flat_mask(model: Any, spec: ModelSpec) -> None:
         place = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         return model(tokens, attention_mask=torch.ones_like(tokens), position_ids=place).logits
 
-    attention = _attention(forward, model, spec)
+    try:
+        attention = _attention(forward, model, spec)
+    except (RuntimeError, TypeError, ValueError) as error:
+        warnings.warn(
+            f"LLaDA2Pipeline passes a 2D attention mask, which {type(model).__name__} refuses ({error}). "
+            "The accelerated pipeline passes a 4D one.",
+            stacklevel=4,
+        )
+        return
     if attention != "block_causal":
         warnings.warn(
             f"LLaDA2Pipeline passes a 2D attention mask, which {type(model).__name__} reads as {attention} attention: its text "
@@ -199,7 +193,6 @@ class SettledEnd(StoppingRule):
 
 def _call(
     pipe: Any,
-    model: Any,
     parts: Composition,
     spec: ModelSpec,
     *,
@@ -283,7 +276,7 @@ def _call(
         raise InvalidArgumentError(f"callback_on_step_end needs a single row, got a batch of {len(rows)}")
     spec = replace(spec, mask_id=mask_id, eos_id=eos_id, block_length=block)
     new, _ = continuations(
-        parts.sampler(model, spec),
+        parts.sampler(pipe.model, spec),
         rows,
         gen_length,
         editable=[torch.zeros_like(row, dtype=torch.bool) for row in rows],

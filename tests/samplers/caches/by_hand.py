@@ -74,8 +74,10 @@ def layer_by_hand(model, number, x, columns, kept, seen, attended=None):
     kept[1][:, :, columns] = value
     if attended is not None:
         attended.append((rotate(query, angle.cos(), angle.sin())[0], kept[0][0]))
-    scores = rotate(query, angle.cos(), angle.sin()) @ kept[0][:, :, seen].transpose(-1, -2) * config.head_dim**-0.5
-    x = x + layer.self_attn.o_proj((scores.softmax(-1) @ kept[1][:, :, seen]).transpose(1, 2).reshape(len(columns), -1))
+    groups = config.num_attention_heads // config.num_key_value_heads
+    keys, values = (one[:, :, seen].repeat_interleave(groups, 1) for one in kept)
+    scores = rotate(query, angle.cos(), angle.sin()) @ keys.transpose(-1, -2) * config.head_dim**-0.5
+    x = x + layer.self_attn.o_proj((scores.softmax(-1) @ values).transpose(1, 2).reshape(len(columns), -1))
     return x + layer.mlp(layer.post_attention_layernorm(x))
 
 
