@@ -167,12 +167,14 @@ def test_launches_write_into_what_they_are_given_and_nowhere_else(vocabulary):
     scratch = kernels.score_scratch(15, vocabulary, x.device)
     states, state_margins = zip(*map(guarded, scratch.states), strict=True)
     summary, summary_margins = zip(*map(guarded, scratch.summary), strict=True)
+    counters, counter_margins = guarded(scratch.counters)
+    counters.zero_()
     key = torch.zeros(3, 5, dtype=torch.int64)
     kernels.launch_score_tokens(
         x, torch.ones(3, 5), key + 7, torch.ones(3, 5), key, torch.arange(15).view(3, 5), key, None, None, True, False,
-        out, kernels.Scratch(states, summary),
+        out, kernels.Scratch(states, summary, counters),
     )  # fmt: skip
     for name, got in zip(wanted._fields, out, strict=True):
         assert_equal(name, got, getattr(wanted, name))
-    for margins in (*out_margins, *state_margins, *summary_margins):
+    for margins in (*out_margins, *state_margins, *summary_margins, counter_margins):
         assert all((margin == CANARY).all() for margin in margins)
