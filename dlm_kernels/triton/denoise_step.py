@@ -24,10 +24,10 @@ from dlm_kernels.triton.philox import keyed_uniform
 from dlm_kernels.triton.rows import per_row, program_rows
 from dlm_kernels.triton.runtime import HANDS_OVER, strided, tiling
 from dlm_kernels.triton.score_tokens import (
+    DRAW,
     NUMBERS,
     Extended,
     Scratch,
-    draw_kernel,
     draw_rows,
     draw_warps,
     launch_score_tokens,
@@ -165,7 +165,7 @@ def denoise_step_out_(
         (strided(tokens), mask_id, strided(eligible), strided(seed), strided(row_ids), strided(step), order),
         {"RANDOM": by_chance},
     )
-    second, rows = Extended(draw_kernel), sorted_block(length, draw_warps(tiling(logits.shape[-1])))
+    second, rows = DRAW, sorted_block(length, draw_warps(tiling(logits.shape[-1])))
     at_once = HANDS_OVER and rows > 0
     if at_once:
         selection = choose_arguments(ranked, open_, *rules, selected, ranks, commit)
@@ -183,14 +183,19 @@ def specimens() -> Iterator[tuple[str, Callable[[], object]]]:
     def on(kind: torch.dtype, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=kind, device="meta")
 
-    real, key = on(torch.float32, 4, 32), on(torch.int64, 4, 32)
-    logits, flags, count, number = on(torch.bfloat16, 4, 32, 126464), on(torch.bool, 4, 32), key[:, 0], real[:, 0]
-
-    def step(score: str) -> Callable[[], object]:
+    def step(
+        vocabulary: int, dtype: torch.dtype, length: int, score: str, sampling: bool = False, bounded: bool = True
+    ) -> Callable[[], object]:
+        real, key, flags = (on(kind, 4, length) for kind in (torch.float32, torch.int64, torch.bool))
+        logits, count, number = on(dtype, 4, length, vocabulary), key[:, 0], real[:, 0]
         return lambda: denoise_step_(
-            key, logits, 126336, real, key, real, key, key, key, count[:1], flags, False, False, score,
-            count, number, None, number, count, False,
+            key, logits, vocabulary - 1, real, key, real, key, key, key, count[:1], flags, sampling, False, score,
+            count, number, number if sampling else None, number if bounded else None, count, False,
         )  # fmt: skip
 
-    for score in ("confidence", "random"):
-        yield score, step(score)
+    yield "confidence", step(126464, torch.bfloat16, 32, "confidence")
+    yield "random", step(126464, torch.bfloat16, 32, "random", bounded=False)
+    yield "L=1024", step(126464, torch.bfloat16, 1024, "margin")
+    yield "V=151936 float32 L=1024 sampling", step(151936, torch.float32, 1024, "neg_entropy", sampling=True)
+    yield "V=1000 float16 L=512 sampling", step(1000, torch.float16, 512, "confidence", sampling=True)
+    yield "V=61 float32 L=256", step(61, torch.float32, 256, "confidence")

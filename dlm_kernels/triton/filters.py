@@ -6,8 +6,9 @@ distinguishes: 32 for fp32, 19 for fp16, 16 for bf16. The least key is found by 
 for bf16 and 16 for fp32; weights are integers, so that no order of summation can move the cut.
 
 A pass reads the row from L2 (a bf16 row of 126,464 entries is 253 kB) and skips tiles whose maximum lies below the lowest
-pivot: on peaked rows a few tiles remain after two passes. A tile is read in parts, as three sums an entry take registers. More pivots a pass would save reads and cost a compare and an add an
-entry each; a histogram in shared memory would need atomics per entry. One program does a row, so nothing waits for another.
+pivot: on peaked rows a few tiles remain after two passes. A tile is read in parts, as three sums an entry take registers. More
+pivots a pass would save reads and cost a compare and an add an entry each; a histogram in shared memory would need atomics per
+entry. One program does a row, so nothing waits for another.
 """
 
 from __future__ import annotations

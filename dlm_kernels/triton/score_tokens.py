@@ -151,7 +151,7 @@ def draw_rows(
     if any_of(live):
         row = row_pointers(logits, b, l)
         cut = tl.load(summary[2] + r, mask=live, other=0)
-        top = tl.load(token + r, mask=live, other=0)  # until `finish` the index of the maximum
+        top = tl.load(token + r, mask=live, other=0).to(tl.int32)  # until `finish_rows` the index of the maximum
         keys = per_row(seed, b, l, live, 0)[:, None]
         ids = per_row(row_ids, b, l, live, 0)[:, None]
         steps = per_row(step, b, l, live, 0)[:, None]
@@ -178,15 +178,19 @@ def draw_rows(
             store_state(states, r, tile, tiles, live, best, index, m2, s, t)
         last = last_to_arrive(counters + tl.program_id(0), 1, tl.num_programs(1))
         if last:
-            finish_rows(r, b, l, live, sampled, m, heat, logits, tiles, states, summary, scores, SAMPLING, TILES)
+            finish_rows(
+                logits, eligible, temperature, length, count, tiles, states, summary, scores, SAMPLING, ROWS, TILES
+            )  # fmt: skip
     return last
 
 
 @triton.jit
 def finish_rows(
-    r, b, l, live, sampled, m, heat, logits, tiles, states, summary, scores,  # noqa: E741
-    SAMPLING: tl.constexpr, TILES: tl.constexpr,
+    logits, eligible, temperature, length, count, tiles, states, summary, scores,
+    SAMPLING: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
+    """Looks the rows' numbers up again rather than have registers hold them while they are drawn."""
+    r, b, l, live, sampled, m, heat = drawing_rows(eligible, temperature, summary, length, count, SAMPLING, ROWS)  # noqa: E741
     token, confidence, margin, entropy, logsumexp = scores
     best, index, m2, s, t = load_states(states, r, tiles, live, TILES)
     winner = tl.min(tl.where(best == tl.max(best, 1)[:, None], index, NOWHERE), 1).to(tl.int64)
@@ -252,6 +256,7 @@ class Extended(NamedTuple):
     options: dict[str, Any] = {}  # noqa: RUF012 - never written
 
 
+SUMMARISE, DRAW = Extended(summarise_kernel), Extended(draw_kernel)
 Scores = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
@@ -312,16 +317,16 @@ def launch_score_tokens(
     out: tuple[Tensor, ...],  # contiguous
     scratch: Scratch,
     crowd: int | None = None,  # programs per multiprocessor
-    first: Extended = Extended(summarise_kernel),
-    second: Extended = Extended(draw_kernel),
+    first: Extended = SUMMARISE,
+    second: Extended = DRAW,
 ) -> None:
-    """`eligible` must hold what it should at the second launch, at the first only if that is `summarise_kernel`."""
+    """`eligible` may be memory that `first` fills."""
     batch, length, vocabulary = logits.shape
     count = batch * length
     shape = tiling(vocabulary)
     programs = triton.cdiv(count, shape.rows)
     if crowd is None:
-        known = eligible if first.kernel is summarise_kernel else None
+        known = eligible if first is SUMMARISE else None
         scoring = (
             temperature, top_k, top_p, seed, row_ids, step, suppress_ids, known, sampling_confidence, top_p_first,
         )  # fmt: skip
