@@ -45,6 +45,7 @@ from dlm_kernels.triton.select_positions import (
 )
 
 UNIFORM_STREAM = tl.constexpr(spec.UNIFORM_STREAM)
+MOST_REGISTERS = 128  # left to itself ptxas spills a few instead, to have two programs of 16 warps on a multiprocessor
 RANKED_BY = {"confidence": 1, "margin": 2, "neg_entropy": 3}  # which of the scores
 
 
@@ -169,7 +170,7 @@ def denoise_step_out_(
     at_once = HANDS_OVER and rows > 0
     if at_once:
         selection = choose_arguments(ranked, open_, *rules, selected, ranks, commit)
-        options = {"NEGATE": negate, "STRICT": strict, "SORTED": rows}
+        options = {"NEGATE": negate, "STRICT": strict, "SORTED": rows, "maxnreg": MOST_REGISTERS}
         second = Extended(draw_and_commit_kernel, (selection,), options)
     launch_score_tokens(
         logits, temperature, top_k, top_p, seed, row_ids, step, suppress_ids, open_, sampling_confidence, top_p_first,

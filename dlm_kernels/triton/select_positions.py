@@ -77,28 +77,28 @@ def rank_kernel(
 
 
 @triton.jit
-def positions_in_order(key, SORTED: tl.constexpr):
-    """Positions from the highest key down, [SORTED], and which of them are any."""
-    key = tl.sort(key, descending=True)
-    return 0x7FFFFFFF - (key & 0x7FFFFFFF), key > LOWEST_KEY
-
-
-@triton.jit
 def rank_by_sorting(
     b, score, eligible, entropy, length, rank, entropy_rank, less, NEGATE: tl.constexpr, SORTED: tl.constexpr
-):
+):  # fmt: skip
     """What `rank_kernel` does, for one row of up to SORTED positions."""
     n = tl.arange(0, SORTED)
     l = n.to(tl.int64)  # noqa: E741
     live = per_row(eligible, b, l, l < length, 0) != 0
-    at, there = positions_in_order(rank_keys(widen(per_row(score, b, l, live, 0.0)), l, live, NEGATE), SORTED)
-    tl.store(rank + b * length + at, n, mask=there)
-    if entropy is not None:
-        at, there = positions_in_order(rank_keys(per_row(entropy, b, l, live, 0.0), l, live, True), SORTED)
-        tl.store(entropy_rank + b * length + at, n, mask=there)
-        h = per_row(entropy, b, at, there, 0.0)
-        own = tl.where(h < INFINITY, h, 0.0).to(tl.float64)  # NaN and inf are last and no one's sum
-        tl.store(less + b * length + at, tl.cumsum(own, 0) - tl.where(h > -INFINITY, own, 0.0), mask=there)
+    for turn in range(1 if entropy is None else 2):  # a loop, as a sort is much code
+        key = rank_keys(widen(per_row(score, b, l, live, 0.0)), l, live, NEGATE)
+        if entropy is not None:  # noqa: SIM102 - known when compiling, the other not
+            if turn == 1:
+                key = rank_keys(per_row(entropy, b, l, live, 0.0), l, live, True)
+        key = tl.sort(key, descending=True)
+        there = key > LOWEST_KEY
+        at = 0x7FFFFFFF - (key & 0x7FFFFFFF)
+        if turn == 0:
+            tl.store(rank + b * length + at, n, mask=there)
+        elif entropy is not None:
+            tl.store(entropy_rank + b * length + at, n, mask=there)
+            h = per_row(entropy, b, at, there, 0.0)
+            own = tl.where(h < INFINITY, h, 0.0).to(tl.float64)  # NaN and inf are last and in no other's sum
+            tl.store(less + b * length + at, tl.cumsum(own, 0) - tl.where(h > -INFINITY, own, 0.0), mask=there)
     tl.debug_barrier()  # other threads of the program read this
 
 
