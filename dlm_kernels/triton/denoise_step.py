@@ -3,8 +3,8 @@
 1. `open_and_summarise`: which positions may change, and, where chance orders them, the numbers that do; their statistics.
 2. `draw_and_commit`: their tokens; the last program of a batch row (`arrivals.py`) selects among its positions and commits.
 
-One program selects for a batch row of up to 1024 positions (`select_positions.sorted_block`; of vocabularies below 4096, whose
-programs have fewer warps, up to 512 and less). For longer rows the launches of `select_positions` follow instead.
+One program selects for a batch row of up to 1024 positions (where a vocabulary has at most 512 or 256 tokens and a program few
+warps for that: 512, 256; `select_positions.sorted_block`). For longer rows the launches of `select_positions` follow instead.
 """
 
 from __future__ import annotations
