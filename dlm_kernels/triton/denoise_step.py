@@ -35,6 +35,7 @@ from dlm_kernels.triton.score_tokens import (
     summarise_rows,
 )
 from dlm_kernels.triton.select_positions import (
+    MOST_REGISTERS,
     Commit,
     Ranks,
     choose_arguments,
@@ -45,7 +46,6 @@ from dlm_kernels.triton.select_positions import (
 )
 
 UNIFORM_STREAM = tl.constexpr(spec.UNIFORM_STREAM)
-MOST_REGISTERS = 128  # left to itself ptxas spills a few instead, to have two programs of 16 warps on a multiprocessor
 RANKED_BY = {"confidence": 1, "margin": 2, "neg_entropy": 3}  # which of the scores
 
 

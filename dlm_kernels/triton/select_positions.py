@@ -29,6 +29,9 @@ RANKED, AGAINST = (
 BLOCK = 1024
 MOST_SORTED = 1024  # positions of a row
 SORTED_PER_THREAD = 8  # keys, two registers each and as many for those they are compared with
+MOST_REGISTERS = (
+    128  # for a kernel that sorts: left to itself ptxas spills a few instead, to have more programs at a time
+)
 LOWEST_KEY = tl.constexpr(-(2**63))  # of a position that is not eligible
 
 
@@ -251,6 +254,7 @@ def launch_select_positions(
     launch(
         choose_kernel, (batch,), *arguments, num_warps=warps(rows or BLOCK, 4), NEGATE=negate, STRICT=strict,
         BLOCK=rows or BLOCK, SORTED=rows,
+        maxnreg=MOST_REGISTERS,
     )  # fmt: skip
 
 
