@@ -307,6 +307,8 @@ def specimens() -> Iterator[tuple[str, Callable[[], object]]]:
         score, *every_rule, False, eligible, rank_scratch((4, 1024), score.device, True),
         Commit(tokens, tokens, commit, commit), negate=True,
     )  # fmt: skip
+    score, eligible, _ = canvas(4096)
+    yield "quota, L=4096", partial(select_positions, score, eligible, count, None, None, None, None, count, False)
     for length in (32, 4096):
         score, eligible, _ = canvas(length)
         yield (
