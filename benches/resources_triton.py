@@ -69,7 +69,8 @@ def compiled_kernels(names: Sequence[str], targets: Sequence[str]) -> Iterator[C
 def compilation(launch: Launch, target: GPUTarget) -> tuple[ASTSource, dict[str, Any]]:
     """What `launch` would compile on `target`: the steps of Triton's JITFunction.run, without a driver."""
     backend, kernel = make_backend(target), launch.kernel
-    keywords = launch.options | {"debug": False, "instrumentation_mode": "", "fpsan_homomorphic_casts": False}
+    known = {name: value for name, value in launch.options.items() if name != "maxnreg" or target.backend == "cuda"}
+    keywords = known | {"debug": False, "instrumentation_mode": "", "fpsan_homomorphic_casts": False}
     binder = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, options = binder(*launch.arguments, **keywords)
     options, signature, constants, hints = kernel._pack_args(backend, keywords, bound, specialization, options)

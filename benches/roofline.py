@@ -138,8 +138,9 @@ are given):
 - operations: 7 per logit for the statistics; 33 more with noise (a quarter of a Philox call, two logarithms, what goes with
   them); an exponential or a logarithm counts as one. Matrix products 2 R V D, on the matrix units.
 - expected time = max(bytes / bandwidth, operations / fp32 peak, matrix operations / bf16 peak). Launches (some microseconds
-  each), caches, peaks that count fused multiply-adds twice, and exponentials at a quarter of their rate are left out: small ops
-  cost what a launch costs, and noise costs more than it says here.
+  each; scores are two of them on Triton and CUDA, and so is a whole step), caches, peaks that count fused multiply-adds twice,
+  and exponentials at a quarter of their rate are left out: small ops cost what a launch costs, and noise costs more than it
+  says here.
 """
 
 

@@ -121,6 +121,9 @@ def step_buffers(tokens: Tensor, logits: Tensor, *, backend: str | None = None) 
     `suppress_ids`; Python numbers and default row ids become small tensors at each call there, on the device. On the CPU they
     are kept from call to call. The C++ kernels' own working memory does not grow with the vocabulary.
 
+    One step at a time may use them, and what is in `scratch` is the backend's to write: Triton's counts there who is through.
+    After a step that raised an error of its kernels, make new ones.
+
     Args:
         tokens: int64 [B, L].
         logits: [B, L, V], of the steps' shape; any of their dtypes.

@@ -35,7 +35,7 @@ PREFERENCE: dict[str, tuple[str, ...]] = {  # by device type; elsewhere the refe
 CUDA_FIRST = frozenset(("select_positions", "commit_", "denoise_step_", "revoke_", "gather_rows", "scatter_rows_"))
 LOST = {
     "numba": "the ops are several times slower and compile at their first call",
-    "triton": "a step takes several small launches instead of two",
+    "triton": "long rows are ranked, and rows moved, by more or slower launches",
     "cuda": "fewer ops have kernels",
     "reference": "the ops are far slower and use more memory",
 }

@@ -9,11 +9,11 @@ An op file has, from top to bottom, the kernels, the function of the op's name (
 compiled ahead of time for every target with the very arguments, constants and warps of the real launch. Every kernel
 must appear in some specimen, with each logits dtype and each constant that changes what is compiled.
 
-Device code keeps to: `runtime.launch` for every launch (no multiply-add contraction, typed compile errors); int64 row
-offsets; `portable_math.widen` right after every load of logits; `tl.div_rn` and `tl.sqrt_rn`; at most 16 elements a
-thread (`runtime.warps`); built-in reductions; no NaN into `tl.max` and no `inf - inf`, so that the interpreter runs
-without warnings; no value read back, no atomics. What orders an fp32 sum may depend on the vocabulary, never on the
-number of rows.
+Device code keeps to: `runtime.launch` for every launch (no multiply-add contraction, typed compile errors); int64
+row offsets; `portable_math.widen` right after every load of logits; `tl.div_rn` and `tl.sqrt_rn`; at most 16
+elements a thread (`runtime.warps`); built-in reductions; no NaN into `tl.max` and no `inf - inf`, so that the
+interpreter runs without warnings; no value read back; no atomics but the counters of `arrivals.py`. What orders an
+fp32 sum may depend on the vocabulary, never on the number of rows.
 """
 
 from __future__ import annotations

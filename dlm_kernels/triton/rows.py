@@ -13,7 +13,7 @@ import triton.language as tl
 from dlm_kernels.triton.portable_math import widen
 
 INFINITY = tl.constexpr(float("inf"))
-NAN = tl.constexpr(float("nan"))
+NAN = tl.constexpr(float("nan"))  # for one function of a kernel: between two, Triton finds that it differs from itself
 NOWHERE = tl.constexpr(2**31 - 1)  # an index behind all others
 NEGLIGIBLE = tl.constexpr(-200.0)  # e^this is 0 in fp32; in place of -inf, whose product with that 0 would be NaN
 
@@ -75,7 +75,7 @@ def tile_state(x, v):
     if any_of(infinite):
         nan = tl.min(tl.where(x != x, v, NOWHERE), 1)
         clean = tl.where(infinite[:, None], tl.where(clean == m[:, None], 0.0, NEGLIGIBLE), clean)
-        m = tl.where(nan < NOWHERE, NAN, m)
+        m = tl.where(nan < NOWHERE, float("nan"), m)
         i = tl.where(nan < NOWHERE, nan, i)
     y = tl.maximum(clean - shift[:, None], NEGLIGIBLE)
     e = tl.exp(y)
@@ -103,7 +103,7 @@ def merge_states(m, i, m2, s, t):
     total = tl.sum(w * s, 1)
     weighted = tl.sum(w * (t + y * s), 1)
     poisoned = nan < NOWHERE
-    return tl.where(poisoned, NAN, top), tl.where(poisoned, nan, first), second, total, weighted
+    return tl.where(poisoned, float("nan"), top), tl.where(poisoned, nan, first), second, total, weighted
 
 
 @triton.jit
@@ -119,13 +119,13 @@ def store_state(states, r, tile, tiles, live, m, i, m2, s, t):
 
 @triton.jit
 def load_states(states, r, tiles, live, TILES: tl.constexpr):
-    """(m, i, m2, s, t), each [ROWS, TILES]."""
+    """(m, i, m2, s, t), each [ROWS, TILES]. Past L1: other programs may have stored them in this very launch."""
     tile = tl.arange(0, TILES)[None, :]
     at = r[:, None] * tiles + tile
     there = live[:, None] & (tile < tiles)
-    m = tl.load(states[0] + at, mask=there, other=-INFINITY)
-    m2 = tl.load(states[1] + at, mask=there, other=-INFINITY)
-    s = tl.load(states[2] + at, mask=there, other=0.0)
-    t = tl.load(states[3] + at, mask=there, other=0.0)
-    i = tl.load(states[4] + at, mask=there, other=NOWHERE)
+    m = tl.load(states[0] + at, mask=there, other=-INFINITY, cache_modifier=".cg")
+    m2 = tl.load(states[1] + at, mask=there, other=-INFINITY, cache_modifier=".cg")
+    s = tl.load(states[2] + at, mask=there, other=0.0, cache_modifier=".cg")
+    t = tl.load(states[3] + at, mask=there, other=0.0, cache_modifier=".cg")
+    i = tl.load(states[4] + at, mask=there, other=NOWHERE, cache_modifier=".cg")
     return m, i, m2, s, t

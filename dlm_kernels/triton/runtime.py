@@ -31,6 +31,8 @@ SMALLEST_BLOCK = 16
 # A GPU does a row per program, even a short one: more rows a tile take more registers for what is kept per row. The interpreter
 # pays per operation, not per element, and does many rows at a time.
 INTERPRETED_ELEMENTS = 2**16
+# Whether a program may go on with what others have stored (arrivals.py). On AMD GPUs Triton's barrier names only shared memory.
+HANDS_OVER = torch.version.hip is None
 CROWD = 4  # programs per multiprocessor, where nothing was measured
 MULTIPROCESSORS = 132  # assumed where there is no GPU to ask: H100's
 

@@ -1,4 +1,5 @@
-"""LM head and scores, a block of rows at a time: the logits of a block, in memory used again for the next, then `score_tokens`.
+"""LM head and scores, a block of rows at a time: the logits of a block, in memory used again for the next, then the
+two launches of `score_tokens`.
 
 Rows rather than pieces of the vocabulary, because temperature and filters are known to the device only: a draw and a filter
 look at the logits again, and pieces would have to be multiplied again for it even where all rows are greedy. A block is 64 MB

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tolerances import assert_equal
 
-from dlm_kernels import score_tokens
+from dlm_kernels import denoise_step_, score_tokens, step_buffers
 from dlm_kernels.reference import portable_math as spec
 from dlm_kernels.reference.philox import uniform_from_word
 from kernels.rows import NAMES, awkward_rows
@@ -19,8 +19,9 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 import triton
 import triton.language as tl
+from triton.runtime.interpreter import interpreter_builder
 
-from dlm_kernels.triton import portable_math, runtime
+from dlm_kernels.triton import portable_math, runtime, select_positions
 from dlm_kernels.triton import score_tokens as kernels
 from dlm_kernels.triton.philox import keyed_words
 from dlm_kernels.triton.rows import row_pointers
@@ -151,6 +152,63 @@ def test_bits_do_not_depend_on_how_rows_are_shared_out(monkeypatch, variant):
             assert_equal(name, getattr(got, name), value)
 
 
+@pytest.fixture(params=["in_order", "reversed", "shuffled"])
+def order_of_programs(request, monkeypatch):
+    """The interpreter runs a launch's programs one after the other; here also in other orders than that of their numbers."""
+    set_index = interpreter_builder.set_grid_idx
+
+    def set_other(x, y, z):
+        _, ny, nz = interpreter_builder.grid_dim
+        total = math.prod(interpreter_builder.grid_dim)
+        place = (x * ny + y) * nz + z
+        if request.param == "reversed":
+            place = total - 1 - place
+        elif request.param == "shuffled":
+            place = torch.randperm(total, generator=torch.Generator().manual_seed(total))[place].item()
+        set_index(place // (ny * nz), place // nz % ny, place % nz)
+
+    monkeypatch.setattr(interpreter_builder, "set_grid_idx", set_other)
+
+
+@pytest.mark.parametrize("elements", [0, 2**15], ids=["one_row_a_program", "several_rows"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_whichever_program_is_last_finishes(order_of_programs, monkeypatch, variant, elements):
+    """Scores and steps, again and again in the same memory; a row of tokens without an open position, and rows never live."""
+    x, mask = torch.randn(3, 2, 4_100) * 4, 7
+    live = torch.tensor([[True, True], [True, True], [True, False]])
+    tokens = torch.full((3, 2), mask)
+    tokens[1] = 3
+    options = {"score": "margin", "quota": 1, "mask_id": mask, "eligible": live, **VARIANTS[variant]}
+    step_tokens, wanted_tokens = tokens.clone(), tokens.clone()
+    wanted = score_tokens(x, eligible=live, backend="reference", **VARIANTS[variant])
+    monkeypatch.setattr(runtime, "INTERPRETED_ELEMENTS", elements)
+    out = step_buffers(tokens, x, backend="triton")
+    for _ in range(2):
+        got = score_tokens(x, eligible=live, backend="triton", **VARIANTS[variant])
+        assert_equal("token", got.token, wanted.token)
+        for name in ("confidence", "margin", "entropy", "logsumexp"):
+            torch.testing.assert_close(getattr(got, name), getattr(wanted, name))
+        wanted_step = denoise_step_(wanted_tokens, x, backend="reference", **options)
+        step = denoise_step_(step_tokens, x, out=out, **options)
+        assert_equal("tokens", step_tokens, wanted_tokens)
+        for name in ("committed", "remaining", "selected"):
+            assert_equal(name, getattr(step, name), getattr(wanted_step, name))
+        assert not out.scratch[-1].any(), "counters are as they were"
+
+
+def test_rows_too_long_for_one_program_commit_the_same(monkeypatch):
+    x = torch.randn(2, 24, 61)
+    tokens = torch.where(torch.rand(2, 24) < 0.8, 7, 3)
+    other = tokens.clone()
+    options = {"mask_id": 7, "factor": 0.9, "entropy_bound": 0.5, "backend": "triton"}
+    wanted = denoise_step_(tokens, x, **options)
+    monkeypatch.setattr(select_positions, "MOST_SORTED", 16)
+    got = denoise_step_(other, x, **options)
+    assert_equal("tokens", other, tokens)
+    for name, value in wanted._asdict().items():
+        assert_equal(name, getattr(got, name), value)
+
+
 def guarded(tensor):
     """A tensor like this one in the middle of a buffer of canaries, and the buffer's margins."""
     words = tensor.element_size() * tensor.numel() // 4
@@ -167,12 +225,14 @@ def test_launches_write_into_what_they_are_given_and_nowhere_else(vocabulary):
     scratch = kernels.score_scratch(15, vocabulary, x.device)
     states, state_margins = zip(*map(guarded, scratch.states), strict=True)
     summary, summary_margins = zip(*map(guarded, scratch.summary), strict=True)
+    counters, counter_margins = guarded(scratch.counters)
+    counters.zero_()
     key = torch.zeros(3, 5, dtype=torch.int64)
     kernels.launch_score_tokens(
         x, torch.ones(3, 5), key + 7, torch.ones(3, 5), key, torch.arange(15).view(3, 5), key, None, None, True, False,
-        out, kernels.Scratch(states, summary),
+        out, kernels.Scratch(states, summary, counters),
     )  # fmt: skip
     for name, got in zip(wanted._fields, out, strict=True):
         assert_equal(name, got, getattr(wanted, name))
-    for margins in (*out_margins, *state_margins, *summary_margins):
+    for margins in (*out_margins, *state_margins, *summary_margins, counter_margins):
         assert all((margin == CANARY).all() for margin in margins)
