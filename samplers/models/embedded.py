@@ -9,14 +9,14 @@ from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlm_kernels import InvalidArgumentError
 from dlm_samplers.models.adapter import device_of
 from dlm_samplers.models.spec import ModelSpec
 
 
-class EmbeddedModel:
+class EmbeddedModel(nn.Module):
     """A model for which each given vector is a token of its own, with an id beyond the model's.
 
     A prompt in which `ids[i]` stand for `vectors[i]` goes through every sampler, cache and batch as any other, and the model
@@ -32,7 +32,7 @@ class EmbeddedModel:
     embed: ids -> vectors of the model's own tokens; default: `model.get_input_embeddings()`.
     argument: the keyword for the vectors; "input_embeddings" in LaViDa's code.
 
-    `spec` is the description for samplers: where the trunk takes no such keyword, without `hidden` and `lm_head`. All other
+    `spec` is the description for samplers: where the trunk takes no such keyword, without `hidden`. All other
     attributes are the model's. The ids come back in `SamplerOutput.sequences`, where no tokenizer knows them; `completions` are
     without them.
 
@@ -48,6 +48,7 @@ class EmbeddedModel:
         embed: Callable[[Tensor], Tensor] | None = None,
         argument: str = "inputs_embeds",
     ) -> None:
+        super().__init__()
         if embed is None:
             get = getattr(model, "get_input_embeddings", None)
             embed = get() if callable(get) else None
@@ -60,43 +61,53 @@ class EmbeddedModel:
         example = embed(torch.tensor([[spec.mask_id]], device=device_of(model)))[0]
         width = example.shape[-1]
         for number, given in enumerate(vectors):
-            if (
-                not isinstance(given, Tensor)
-                or given.ndim != 2
-                or given.shape[1] != width
-                or not given.is_floating_point()
-            ):
+            if not isinstance(given, Tensor) or given.shape[1:] != (width,) or not given.is_floating_point():
                 got = f"{given.dtype} {list(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
                 raise InvalidArgumentError(f"vectors[{number}] must be floats [n, {width}], got {got}")
         known = (getattr(embed, "num_embeddings", 0), spec.vocab_size or 0, spec.mask_id + 1, (spec.eos_id or 0) + 1)
-        self.first = max(known)
-        self.vectors = torch.cat([example[:0], *(given.to(example) for given in vectors)])
-        self.ids = (torch.arange(len(self.vectors)) + self.first).split([len(given) for given in vectors])
-        self.model, self.embed, self.argument = model, embed, argument
-        spec = replace(spec, vocab_size=self.first + len(self.vectors))
-        self.trunk: Any = None
+        first = max(known)
+        table = torch.cat([example[:0], *(given.to(example) for given in vectors)])
+        self.ids = (torch.arange(len(table)) + first).split([len(given) for given in vectors])
+
+        def embedded(tokens: Tensor) -> Tensor:
+            given = tokens >= first
+            own = embed(tokens.masked_fill(given, spec.mask_id))
+            return torch.where(given[..., None], table[(tokens - first).clamp(min=0)], own)
+
+        self._inner = model
+        self._shown = _Shown(model, argument, embedded)
+        described = replace(spec, vocab_size=first + len(table))
         if spec.hidden is not None:
-            self.trunk = attrgetter(spec.hidden)(model)
-            split = {"hidden": "_states"} if _takes(self.trunk, argument) else {"hidden": None, "lm_head": None}
-            spec = replace(spec, **split)
-        self.spec = spec
+            trunk = attrgetter(spec.hidden)(model)
+            self._states = _Shown(trunk, argument, embedded)
+            if _takes(trunk, argument):
+                described = replace(described, hidden="_states")
+            else:
+                described = replace(described, hidden=None, lm_head=None, hidden_after=None)
+        self.spec = described
 
-    def embedded(self, tokens: Tensor) -> Tensor:
-        """float [B, L, D]: what the model is shown for tokens [B, L]."""
-        given = tokens >= self.first
-        own = self.embed(tokens.masked_fill(given, self.spec.mask_id))
-        return torch.where(given[..., None], self.vectors[(tokens - self.first).clamp(min=0)], own)
-
-    def __call__(self, tokens: Tensor, **kwargs: Any) -> Any:
-        return self.model(**{self.argument: self.embedded(tokens)}, **kwargs)
-
-    def _states(self, tokens: Tensor, **kwargs: Any) -> Any:
-        return self.trunk(**{self.argument: self.embedded(tokens)}, **kwargs)
+    def forward(self, tokens: Tensor, **kwargs: Any) -> Any:
+        """The model's output for tokens [B, L], some of which are vectors."""
+        return self._shown(tokens, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "model":  # not there yet
-            raise AttributeError(name)
-        return getattr(self.model, name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "_inner":  # not there yet
+                raise
+            return getattr(self._inner, name)
+
+
+class _Shown:
+    """A model, or its trunk, called with tokens and shown what they are embedded to."""
+
+    def __init__(self, called: Any, argument: str, embedded: Callable[[Tensor], Tensor]) -> None:
+        self.called, self.argument, self.embedded = called, argument, embedded
+        self.forward = getattr(called, "forward", called)  # whose keywords it takes
+
+    def __call__(self, tokens: Tensor, **kwargs: Any) -> Any:
+        return self.called(**{self.argument: self.embedded(tokens)}, **kwargs)
 
 
 def _takes(called: Any, keyword: str) -> bool:
