@@ -158,7 +158,7 @@ def _automatic(op: str, device_type: str) -> str:
         available, reason = backend_status(name)
         if available and (op, name) not in _FAILED:
             if skipped:
-                _announce(
+                announce(
                     f"dlm_kernels falls back to the {name} backend: {LOST[name]} ({'; '.join(skipped)}). "
                     "`python -m dlm_kernels.info` shows what is installed."
                 )
@@ -167,10 +167,11 @@ def _automatic(op: str, device_type: str) -> str:
     raise AssertionError("the reference is always available")
 
 
-def _announce(message: str) -> None:
+def announce(message: str, stacklevel: int = 2) -> None:
+    """A warning, once a process: something works less well than it could."""
     if message not in _ANNOUNCED:
         _ANNOUNCED.add(message)
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
+        warnings.warn(message, RuntimeWarning, stacklevel=stacklevel)
 
 
 def kernel(op: str, name: str) -> Callable[..., Any]:

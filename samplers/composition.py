@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dlm_kernels import InvalidArgumentError
+from dlm_kernels.dispatch import announce
 from dlm_samplers.caches import BlockCache, Cache
 from dlm_samplers.lengths import LengthRule
 from dlm_samplers.models import ModelSpec
@@ -19,7 +20,11 @@ from dlm_samplers.verify import Verify
 
 @dataclass(frozen=True)
 class Composition:
-    """What `Sampler` takes beside the model and its description; `cache="auto"`: `BlockCache` where that changes nothing."""
+    """What `Sampler` takes beside the model and its description.
+
+    cache="auto": `BlockCache` for a block-causal model, which changes nothing; where it does not go with the model or with
+        another part, none, which a warning says once.
+    """
 
     policy: Policy | None = None
     cache: Cache | Literal["auto"] | None = "auto"
@@ -57,6 +62,10 @@ class Composition:
         if spec.block_length is not None:
             try:
                 return build(BlockCache())
-            except InvalidArgumentError:
-                pass  # it does not fit the model or another part: go without
+            except InvalidArgumentError as error:
+                announce(
+                    f"{type(model).__name__}: finished blocks are computed anew in every forward, for cache='auto' finds no "
+                    f"cache that fits. {error}",
+                    stacklevel=4,
+                )
         return build(None)

@@ -234,10 +234,11 @@ class Sampler:
             raise InvalidArgumentError(f"top_k must be >= 0 (0 is off), got {top_k}")
         if batch_size is not None:
             _positive("batch_size", batch_size)
-        if not bool(state.valid.all()) and self.spec.attention_mask == "none":
+        # A cache computes windows, which attend by masks of its own.
+        if self.spec.attention_mask == "none" and self.cache is None and not bool(state.valid.all()):
             raise InvalidArgumentError(
                 "input_ids: the rows have different lengths and the model cannot ignore padding "
-                "(spec.attention_mask is 'none'); generate rows of one length at a time"
+                "(spec.attention_mask is 'none'); generate rows of one length at a time, or with a cache"
             )
         scoring = {
             "temperature": temperature,

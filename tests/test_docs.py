@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import published
 import pytest
 import torch
+from published.llama import DreamAttention, DreamModel
 
 from dlm_kernels import InvalidArgumentError
 from dlm_samplers import DreamSampler, EndOfText, LLaDASampler, ModelSpec, PrefixCache, ReMDM, Threshold, probe
@@ -67,7 +67,7 @@ def transformers():
 def recognised():
     architectures = pytest.importorskip("dlm_benches.architectures")
     mixin = pytest.importorskip("transformers").GenerationMixin
-    name = "LLaDAMoEModelLM"  # of a published class
+    name = "LLaDAModelLM"  # of a published class
     kind = type(name, (architectures.LLaDAStyleModel, mixin), {"__module__": __name__})
     model = architecture("LLaDA", kind, vocab_size=64, eos_token_id=2)
     return {"model": model, "input_ids": torch.tensor([[7, 8, 9]])}
@@ -189,7 +189,7 @@ def foreign():
 
 
 def eager():
-    return DreamSampler(published.DreamModel(attention=published.DreamAttention), cache=PrefixCache())
+    return DreamSampler(DreamModel(attention=DreamAttention), cache=PrefixCache())
 
 
 def past_the_cache():

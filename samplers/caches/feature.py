@@ -27,7 +27,7 @@ ROUNDING = 1e-5
 """Values whose cosine is this close to 1 count as equal: the bits depend on how many columns are computed together."""
 
 
-LAYERS = ("model.layers", "model.transformer.blocks")
+LAYERS = ("model.layers", "model.transformer.blocks", "transformer.blocks")
 """Where models named as Llama's and as LLaDA's have their layers."""
 
 

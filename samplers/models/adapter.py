@@ -76,12 +76,19 @@ class Adapter:
         return device_of(self.model)
 
     def forward(self, tokens: Tensor, valid: Tensor | None, noise: Tensor | None = None) -> Tensor:
-        """Logits [B, L, V] of tokens [B, L], in the model's own alignment.
+        """Logits [B, L, V] of tokens [B, L], in the model's own alignment; with `spec.hidden` those of the trunk and the head,
+        as everywhere else.
 
         valid: bool [B, L], False on padding; None when there is none.
         noise: float [B], the noise level as the share of masks expected at it, for models that are given one. Default: the
             share that each row has.
         """
+        if self._trunk is not None:
+            return self.apply_head(self.hidden(tokens, valid))
+        return self.whole(tokens, valid, noise)
+
+    def whole(self, tokens: Tensor, valid: Tensor | None, noise: Tensor | None = None) -> Tensor:
+        """As `forward`, by a call of the model itself."""
         return self._call(self.model, "logits", "V", tokens, valid, noise)
 
     def hidden(self, tokens: Tensor, valid: Tensor | None) -> Tensor:

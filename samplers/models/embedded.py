@@ -32,9 +32,9 @@ class EmbeddedModel(nn.Module):
     embed: ids -> vectors of the model's own tokens; default: `model.get_input_embeddings()`.
     argument: the keyword for the vectors; "input_embeddings" in LaViDa's code.
 
-    `spec` is the description for samplers: where the trunk takes no such keyword, without `hidden`. All other
-    attributes are the model's. The ids come back in `SamplerOutput.sequences`, where no tokenizer knows them; `completions` are
-    without them.
+    `spec` is the description for samplers: where the trunk takes no such keyword, without `hidden`; where it does, the trunk
+    alone is called, for LLaDA-V's own forward fails on vectors. All other attributes are the model's. The ids come back in
+    `SamplerOutput.sequences`, where no tokenizer knows them; `completions` are without them.
 
     Raises InvalidArgumentError for vectors of another width, a model without embeddings or that does not take the keyword.
     """
@@ -105,9 +105,12 @@ class _Shown:
     def __init__(self, called: Any, argument: str, embedded: Callable[[Tensor], Tensor]) -> None:
         self.called, self.argument, self.embedded = called, argument, embedded
         self.forward = getattr(called, "forward", called)  # whose keywords it takes
+        first = next(iter(inspect.signature(self.forward).parameters.values()))
+        wants_ids = first.default is inspect.Parameter.empty and first.kind is first.POSITIONAL_OR_KEYWORD
+        self.ids = (None,) if wants_ids and first.name != argument else ()  # LLaDA's trunk has to be given some
 
     def __call__(self, tokens: Tensor, **kwargs: Any) -> Any:
-        return self.called(**{self.argument: self.embedded(tokens)}, **kwargs)
+        return self.called(*self.ids, **{self.argument: self.embedded(tokens)}, **kwargs)
 
 
 def _takes(called: Any, keyword: str) -> bool:

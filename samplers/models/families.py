@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dlm_kernels import InvalidArgumentError
+from dlm_samplers.models.adapter import as_matrix
 from dlm_samplers.models.seen import Seen
 from dlm_samplers.models.spec import DREAM, LLADA
 
@@ -39,6 +40,10 @@ ANCESTRAL = (
 )
 EMBEDDED_IMAGES = (
     "An image enters as vectors, which the model's own code makes of it: EmbeddedModel, or generate(inputs_embeds=...)."
+)
+BLIND_TO_MASKS = (
+    "Published code takes an attention_mask and shows it to nothing, so padding is seen: rows of one length at a time, or a "
+    "cache, which attends by masks of its own. A copy that honours it: attention_mask='2d'; probe(model, spec) shows it."
 )
 
 
@@ -107,6 +112,11 @@ def _split(seen: Seen, arguments: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
+def _without_cache(seen: Seen, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Llama's code makes a cache of the whole canvas in every forward unless it is told not to."""
+    return arguments | {"keywords": {"use_cache": False}} if seen.takes("use_cache", by_name=True) else arguments
+
+
 AT_NORM = ("model", "model.transformer.ff_out", "model.transformer.ln_f")
 """LLaDA's trunk, its head, which the trunk applies itself, and what the head is applied to."""
 
@@ -134,12 +144,17 @@ def _split_at_norm(seen: Seen, arguments: dict[str, Any]) -> tuple[dict[str, Any
 
 
 def llada(seen: Seen) -> Contract:
-    arguments, notes = _split_at_norm(seen, _masks(seen, LLADA))
+    """Also LLaDA-V's language model, which has LLaDA's name and Llama's parts."""
+    arguments = _masks(seen, LLADA)
+    if seen.at(AT_NORM[2]) is None:
+        return Contract(_split(seen, _without_cache(seen, arguments)), LLADA_IDS)
+    arguments, notes = _split_at_norm(seen, arguments)
     return Contract(arguments, LLADA_IDS, notes=notes)
 
 
 def llada_moe(seen: Seen) -> Contract:
-    return Contract(_split(seen, _masks(seen, LLADA)), LLADA_MOE_IDS)
+    arguments = _masks(seen, LLADA) | {"attention_mask": "none"}
+    return Contract(_split(seen, arguments), LLADA_MOE_IDS, notes=(BLIND_TO_MASKS,))
 
 
 def dream(seen: Seen) -> Contract:
@@ -159,9 +174,7 @@ def _blocks(seen: Seen, mask: str, default: int, ids: Ids, note: str) -> Contrac
             f"model: by its names block-causal, but the forward of {seen.classes[0]} takes no attention_mask; give "
             "spec=ModelSpec(...)"
         )
-    if seen.takes("use_cache", by_name=True):
-        arguments["keywords"] = {"use_cache": False}  # or every forward makes a cache of the whole canvas
-    return Contract(_split(seen, arguments), ids, notes=notes)
+    return Contract(_split(seen, _without_cache(seen, arguments)), ids, notes=notes)
 
 
 def llada2(seen: Seen) -> Contract:
@@ -264,8 +277,39 @@ def mmada(seen: Seen) -> Contract:
     return Contract(arguments, MMADA_IDS, notes=notes + more, token_ranges=ranges)
 
 
-def llava_llada(seen: Seen) -> Contract:
-    return Contract({**_masks(seen, LLADA), "vocab_size": None}, LLADA_IDS, notes=(EMBEDDED_IMAGES,))
+def llada_v(seen: Seen) -> Contract:
+    """Its own forward fails on vectors, and on a mask without an image, so its trunk is called."""
+    arguments = _split(seen, _without_cache(seen, _masks(seen, LLADA)))
+    return Contract({**arguments, "vocab_size": None}, LLADA_IDS, notes=(EMBEDDED_IMAGES,))
+
+
+def lavida(seen: Seen) -> Contract:
+    return Contract(
+        sampler=None,
+        instead="its forward is a step of training, which wants labels. Describe and sample model.get_model(), whose forward "
+        "returns logits",
+    )
+
+
+def lavida_trunk(seen: Seen) -> Contract:
+    """LLaDA's trunk, which applies the head itself; the outer model knows no more than it."""
+    arguments = _masks(seen, LLADA) | {"attention_mask": "none", "vocab_size": None}
+    images = (
+        "An image enters as vectors, which the model's own code makes of it: EmbeddedModel(model, spec, vectors, "
+        "embed=model.transformer.wte, argument='input_embeddings')."
+    )
+    config = getattr(seen.inner, "config", None)
+    plain = all(getattr(config, name, None) is False for name in ("scale_logits", "weight_tying"))
+    if plain and as_matrix(seen.at("transformer.ff_out")) is not None and seen.path is not None:
+        path = seen.path
+        arguments |= {"hidden": f"{path}forward", "lm_head": f"{path}transformer.ff_out"}
+        arguments["hidden_after"] = f"{path}transformer.ln_f"
+    return Contract(arguments, LLADA_IDS, notes=(images, BLIND_TO_MASKS))
+
+
+def _returns_logits(seen: Seen) -> bool:
+    """LLaDA-V's trunk, but for the case of its letters, has the same name, and returns states."""
+    return seen.at("transformer.ff_out") is not None
 
 
 def _is_masked_backbone(seen: Seen) -> bool:
@@ -287,12 +331,9 @@ def _names(*names: str) -> frozenset[str]:
 
 FAMILIES = (
     Family("MMaDA", _names("MMadaModelLM"), _names("mmada"), mmada),
-    Family(
-        "LLaDA-V or LaViDa",
-        _names("LlavaLLaDAModelLM", "LlavaLladaForMaskedDiffusion"),
-        _names("llava_llada"),
-        llava_llada,
-    ),
+    Family("LaViDa", _names("LlavaLladaForMaskedDiffusion"), frozenset(), lavida),
+    Family("LaViDa's trunk", _names("LlavaLladaModel"), frozenset(), lavida_trunk, _returns_logits),
+    Family("LLaDA-V", _names("LlavaLLaDAModelLM"), _names("llava_llada"), llada_v),
     Family("LLaDA-MoE", _names("LLaDAMoEModelLM"), _names("llada_moe", "lladamoe"), llada_moe),
     Family("LLaDA2", _names("LLaDA2MoeModelLM"), _names("llada2_moe", "llada2_moe_veomni"), llada2),
     Family("LLaDA", _names("LLaDAModelLM"), _names("llada"), llada),

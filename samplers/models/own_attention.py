@@ -1,7 +1,7 @@
 """Attention of published model code, which calls `scaled_dot_product_attention` by itself, answered by a cache's window.
 
-Read from public copies of modeling_llada.py, modeling_dream.py, modeling_llada2_moe.py and modeling_sdar.py; nothing of them is
-imported.
+Read from public copies of modeling_llada.py (LLaDA's, LaViDa's and LLaDA-V's), modeling_lladamoe.py, modeling_dream.py,
+modeling_llada2_moe.py and modeling_sdar.py; nothing of them is imported.
 """
 
 from __future__ import annotations
@@ -81,12 +81,18 @@ PUBLISHED = {
     "LLaDALlamaBlock": OLMO,
     "LLaDASequentialBlock": OLMO,
     "DreamSdpaAttention": LLAMA,
+    "LLaDASdpaAttention": LLAMA,  # LLaDA-V's
+    "LLaDAMoESdpaAttention": LLAMA,
     "LLaDA2MoeSdpaAttention": LLAMA,
     "SDARAttention": LLAMA,
     "SDARMoeAttention": LLAMA,
 }
 EXPLICIT = {
     "DreamAttention",
+    "LLaDAAttention",
+    "LLaDAFlashAttention2",
+    "LLaDAMoEAttention",
+    "LLaDAMoEFlashAttention2",
     "LLaDA2MoeAttention",
     "LLaDA2MoeFlashAttention2",
     "LLaDA2MoeFlexAttention",

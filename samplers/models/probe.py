@@ -42,6 +42,8 @@ class Probe:
     plain_mask, padded_plain_mask: the attention that a block-causal model makes of a 2D `attention_mask`, of ones and with
         zeros on the right; "fails": it raises. None: the description has no blocks.
     time: whether the logits move with the noise level that the model is told; None: it is told none.
+    head: whether the head's product with the states is what the model itself returns, up to rounding; "fails": called as a
+        whole it raises. None: the description names no head.
     """
 
     attention: Attention
@@ -54,6 +56,7 @@ class Probe:
     plain_mask: Attention | Literal["fails"] | None = None
     padded_plain_mask: Attention | Literal["fails"] | None = None
     time: Literal["moves", "does not move"] | None = None
+    head: Literal["agrees", "differs", "fails"] | None = None
 
     def __str__(self) -> str:
         attention = self.attention if self.block_length is None else f"{self.attention}, blocks of {self.block_length}"
@@ -70,6 +73,8 @@ class Probe:
             lines["2D mask of ones"], lines["2D mask, padded"] = self.plain_mask, str(self.padded_plain_mask)
         if self.time is not None:
             lines["noise level"] = f"the output {self.time} with it"
+        if self.head is not None:
+            lines["LM head"] = f"{self.head} with the model's own logits" if self.head != "fails" else "the model fails"
         return "\n".join(f"{name:<17} {finding}" for name, finding in lines.items())
 
 
@@ -92,7 +97,8 @@ def probe(
     check: raise when the description is wrong. False only reports.
 
     Raises ModelMismatchError, naming the test, what was expected and what came: another attention than the description's,
-    padding that it says is honoured and is not, another alignment, a time that moves nothing, a call that the model refuses.
+    padding that it says is honoured and is not, another alignment, a time that moves nothing, a head whose product is not the
+    logits, a call that the model refuses.
     InvalidArgumentError for a length below 4, or a vocabulary that is not known.
     """
     if spec is None:
@@ -169,6 +175,17 @@ def probe(
         except Exception:
             return "fails"
 
+    def head() -> Literal["agrees", "differs", "fails"] | None:
+        if spec.lm_head is None:
+            return None
+        try:
+            logits = adapter.whole(tokens, None)[0].float()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
+            return "fails"
+        return "agrees" if float(_distance(logits, alone).max()) <= tolerance else "differs"
+
     blocks = spec.block_length is not None and spec.attention_mask != "none"
     found = Probe(
         attention,
@@ -181,6 +198,7 @@ def probe(
         plain(padded=False) if blocks else None,
         plain(padded=True) if blocks else None,
         None if spec.time_argument is None else _time(model, spec, tokens, tolerance),
+        head(),
     )
     if check:
         _compare(found, spec)
@@ -213,6 +231,8 @@ def _compare(found: Probe, spec: ModelSpec) -> None:
         fail("alignment on the sample", f"logit_shift={spec.logit_shift}", f"fits {found.logit_shift} better")
     if found.time == "does not move" and spec.sees_time:
         fail("noise level", "sees_time=True", "says the same at any; with sees_time=False steps may be left out")
+    if found.head == "differs":
+        fail(f"lm_head = {spec.lm_head!r}", "that its product with the states is the logits", "returns others")
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:

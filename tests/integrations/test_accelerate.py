@@ -58,7 +58,7 @@ SHAPE = {
 }
 
 
-class LLaDAMoEModelLM(LLaDAStyleModel):
+class LLaDAModelLM(LLaDAStyleModel):
     pass
 
 
@@ -71,7 +71,7 @@ class SDARForCausalLM(SDARStyleModel):
 
 
 KINDS = {  # by the names of the published classes
-    "llada": (LLaDAMoEModelLM, LLaDAStyleConfig),
+    "llada": (LLaDAModelLM, LLaDAStyleConfig),
     "dream": (DreamModel, DreamStyleConfig),
     "sdar": (SDARForCausalLM, SDARStyleConfig),
 }

@@ -45,7 +45,7 @@ PROMPTS = torch.tensor([[7, 1, 2, 9, 11], [13, 14, 15, 1, 2]])
 PADDED = {"attention_mask": torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])}
 
 
-class LLaDAMoEModelLM(LLaDAStyleModel, GenerationMixin):
+class LLaDAModelLM(LLaDAStyleModel, GenerationMixin):
     pass
 
 
@@ -53,7 +53,7 @@ class SDARForCausalLM(SDARStyleModel, GenerationMixin):
     pass
 
 
-def build(kind=LLaDAMoEModelLM, config=LLaDAStyleConfig, eos_scale=2.0):
+def build(kind=LLaDAModelLM, config=LLaDAStyleConfig, eos_scale=2.0):
     torch.manual_seed(0)
     model = kind(config(**SHAPE)).eval()
     model.generation_config.pad_token_id = PAD
@@ -78,7 +78,7 @@ CALLS = [
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: ", ".join(call))
 @pytest.mark.parametrize(
-    "family", [(LLaDAMoEModelLM, LLaDAStyleConfig), (SDARForCausalLM, SDARStyleConfig)], ids=["llada", "sdar"]
+    "family", [(LLaDAModelLM, LLaDAStyleConfig), (SDARForCausalLM, SDARStyleConfig)], ids=["llada", "sdar"]
 )
 def test_callable_and_folder_are_accelerate(family, call):
     model = build(*family)

@@ -11,10 +11,11 @@ pytest.importorskip("diffusers", reason="diffusers is not installed (pip install
 pytest.importorskip("transformers", reason="transformers is not installed (pip install 'dlm-kernels[hf]')")
 
 from diffusers import BlockRefinementScheduler, DiffusionPipeline, DiscreteDDIMScheduler, LLaDA2Pipeline
-from published import LLaDA2MoeModelLM, StrictLLaDA2, seeded
+from published.llada2 import LLaDA2MoeModelLM, StrictLLaDA2
+from published.parts import seeded
 
 from dlm_benches.architectures import LLaDA2StyleConfig, LLaDA2StyleModel, LLaDAStyleConfig, LLaDAStyleModel
-from dlm_kernels import InvalidArgumentError
+from dlm_kernels import InvalidArgumentError, dispatch
 from dlm_samplers import BlockCache, EntropyBound, ModelMismatchError, PrefixCache, Threshold, accelerate, restore
 from dlm_samplers.integrations import versions
 
@@ -293,7 +294,7 @@ def test_the_trap_is_reported_once_and_only_where_it_is():
     with pytest.warns(UserWarning, match=f"{TRAP}.* reads as causal attention"):
         accelerate(pipeline(model))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         with accelerate(pipeline(Right(build()))) as pipe:
             pipe(input_ids=torch.tensor([[7, 8]]), gen_length=6, mask_token_id=MASK)
 
@@ -320,13 +321,21 @@ class Additive(torch.nn.Module):
         return self.inner(tokens, attention_mask, position_ids=position_ids)
 
 
-def test_a_model_that_adds_its_mask_goes_without_a_cache():
+def test_a_model_that_adds_its_mask_goes_without_a_cache_and_is_told_so_once(monkeypatch):
     model = build(1)
     call = {"input_ids": torch.tensor([[7, 8, 9]]), "gen_length": 21, "mask_token_id": MASK, "output_type": "seq"}
     with accelerated(pipeline(model)) as pipe:
         expected = pipe(**call).sequences
-    with accelerated(pipeline(Additive(model))) as pipe:
-        assert torch.equal(pipe(**call).sequences, expected)
+    monkeypatch.setattr(dispatch, "_ANNOUNCED", set())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            with accelerate(pipeline(Additive(model))) as pipe:
+                assert torch.equal(pipe(**call).sequences, expected)
+    said = [str(one.message) for one in caught if one.category is RuntimeWarning]
+    assert len(said) == 1
+    assert said[0].startswith("Additive: finished blocks are computed anew in every forward")
+    assert "BlockCache scores hidden states" in said[0]
     with pytest.raises(InvalidArgumentError, match="BlockCache scores hidden states"):
         accelerated(pipeline(Additive(model)), cache=BlockCache())
 

@@ -1,12 +1,13 @@
 """Models under published names: what `describe` says of them, and that a sampler that goes by it calls them right."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
-import published
 import pytest
 import torch
 from fakes import TableModel
-from published import seeded
+from published import llada, llada_llama, parts
+from published.parts import seeded
 from torch import nn
 
 from dlm_benches.architectures import (
@@ -23,6 +24,7 @@ from dlm_samplers import (
     DreamSampler,
     EventDriven,
     LLaDASampler,
+    ModelMismatchError,
     ModelSpec,
     Sampler,
     UnknownModelError,
@@ -63,16 +65,23 @@ def named(name, base, *arguments, **keywords):
 
 
 GPT2 = {"vocab_size": 50258}
+LLAMAS = {"hidden": "model", "lm_head": "lm_head", "keywords": {"use_cache": False}}
 
 SPECS = [
-    ("LLaDAModelLM", Parts, {"vocab_size": 126464}, "LLaDA", ModelSpec(126336, 126081, 126464)),
-    ("LLaDAModelLM", Parts, {"mask_token_id": 5, "eos_token_id": 3, "vocab_size": 99}, "LLaDA", ModelSpec(5, 3, 99)),
+    ("LLaDAModelLM", Parts, {"vocab_size": 126464}, "LLaDA", ModelSpec(126336, 126081, 126464, **LLAMAS)),
+    (
+        "LLaDAModelLM",
+        Parts,
+        {"mask_token_id": 5, "eos_token_id": 3, "vocab_size": 99},
+        "LLaDA",
+        ModelSpec(5, 3, 99, **LLAMAS),
+    ),
     (
         "LLaDAMoEModelLM",
         Parts,
         {"model_type": "llada", "vocab_size": 157184, "eos_token_id": 156892},
         "LLaDA-MoE",
-        ModelSpec(156895, 156892, 157184, hidden="model", lm_head="lm_head"),
+        ModelSpec(156895, 156892, 157184, attention_mask="none", hidden="model", lm_head="lm_head"),
     ),
     (
         "DreamModel",
@@ -162,7 +171,7 @@ SPECS = [
         ModelSpec(50257, None, 50258, attention_mask="none", time_argument="sigma", sees_time=True, output="log_score"),
     ),
     ("MMadaModelLM", Parts, {"vocab_size": 134656}, "MMaDA", ModelSpec(126336, 126081)),
-    ("LlavaLladaForMaskedDiffusion", Parts, {"vocab_size": 126464}, "LLaDA-V or LaViDa", ModelSpec(126336, 126081)),
+    ("LlavaLLaDAModelLM", Parts, {"vocab_size": 126464}, "LLaDA-V", ModelSpec(126336, 126081, **LLAMAS)),
 ]
 
 
@@ -225,13 +234,14 @@ def test_ids_are_assumed_only_with_the_vocabulary_they_go_with():
             InvalidArgumentError, match=r"mask_id is missing: recognised as LLaDA \(class LLaDAModelLM\)"
         ):
             describe(LLaDAModelLM(config))
-    assert describe(LLaDAModelLM({"vocab_size": 200_000}), mask_id=9, eos_id=8).spec == ModelSpec(9, 8, 200_000)
+    given = describe(LLaDAModelLM({"vocab_size": 200_000}), mask_id=9, eos_id=8)
+    assert given.spec == ModelSpec(9, 8, 200_000, **LLAMAS)
     own = LLaDAModelLM({"vocab_size": 126464, "mask_token_id": 17})
-    assert describe(own).spec == ModelSpec(17, None, 126464)  # another mask: the rest may be another's too
+    assert describe(own).spec == ModelSpec(17, None, 126464, **LLAMAS)  # another mask: the rest may be another's too
     named_elsewhere = LLaDAModelLM({"vocab_size": 50})
     named_elsewhere.generation_config = SimpleNamespace(mask_token_id=49, eos_token_id=[1, 2])
-    assert describe(named_elsewhere).spec == ModelSpec(49, None, 50)
-    assert describe(LLaDAModelLM({"vocab_size": 50, "mask_token_id": 50})).spec == ModelSpec(50)
+    assert describe(named_elsewhere).spec == ModelSpec(49, None, 50, **LLAMAS)
+    assert describe(LLaDAModelLM({"vocab_size": 50, "mask_token_id": 50})).spec == ModelSpec(50, **LLAMAS)
 
 
 def test_a_head_that_is_not_a_plain_linear_layer_is_left_to_the_model():
@@ -258,13 +268,59 @@ def test_uniform_noise_and_canvases_are_recognised_and_refused_with_directions()
         (named("Mine", Told, {"model_type": "udlm", **GPT2}), "uniform_step_"),
         (named("SEDD", Scored, {"tokens": 8, "graph": {"type": "uniform"}}), "score_entropy_step_"),
         (named("DiffusionGemmaForBlockDiffusion", Parts), "DiffusionGemmaPipeline"),
+        (named("LlavaLladaForMaskedDiffusion", Parts), r"model\.get_model\(\)"),
     ]:
         found = describe(model)
         assert found.spec is None
-        assert words in str(found)
+        assert words.replace("\\", "") in str(found)
         for cls in (Sampler, LLaDASampler, DreamSampler):
             with pytest.raises(InvalidArgumentError, match=f"recognised as .*{words}"):
                 cls(model, mask_id=3)
+
+
+def test_lavidas_trunk_is_the_model():
+    outer = seeded(llada.LlavaLladaForMaskedDiffusion, 0)
+    with pytest.raises(AttributeError):  # as published: sampling goes past it
+        outer(torch.tensor([[5, 6]]))
+    with pytest.raises(InvalidArgumentError, match=r"LaViDa .*model\.get_model\(\)"):
+        LLaDASampler(outer)
+    trunk = outer.get_model()
+    found = describe(trunk, mask_id=parts.MASK, eos_id=parts.EOS)
+    assert found.family == "LaViDa's trunk"
+    states = {"hidden": "forward", "lm_head": "transformer.ff_out", "hidden_after": "transformer.ln_f"}
+    assert found.spec == ModelSpec(parts.MASK, parts.EOS, attention_mask="none", **states)
+    assert "input_embeddings" in str(found)
+    assert probe(trunk, ModelSpec(parts.MASK, parts.EOS, parts.V, attention_mask="none", **states)).head == "agrees"
+    trunk.config.scale_logits = True
+    assert describe(trunk, mask_id=parts.MASK).spec.hidden is None
+    other = type("LlavaLladaModel", (Parts,), {})({"vocab_size": 126464})  # returns states, as LLaDA-V's does
+    with pytest.raises(UnknownModelError):
+        describe(other)
+
+
+def test_what_llada_moe_makes_of_a_mask_is_found_out():
+    model = seeded(llada_llama.LLaDAMoEModelLM, 0)
+    found = describe(model)
+    assert "Published code takes an attention_mask and shows it to nothing" in str(found)
+    assert probe(model, found.spec).right_padding == "not asked"
+    with pytest.raises(ModelMismatchError, match="attention_mask='2d' hides padding"):
+        probe(model, replace(found.spec, attention_mask="2d"))
+
+
+def test_llada_vs_trunk_is_called_and_makes_no_cache():
+    model = seeded(llada_llama.LlavaLLaDAModelLM, 0)
+    tokens = torch.tensor([[5, 6, 7]])
+    with pytest.raises(ValueError, match="unpack"):
+        model(tokens, attention_mask=torch.ones_like(tokens))
+    model.model.caches = 0
+    assert probe(model, describe(model).spec).head == "agrees"
+    sampler = LLaDASampler(model)
+    asked, settings = [[5, 6], [7, 8, 9, 10], [11]], {"max_new_tokens": 8, "block_length": 4}
+    for more in ({}, {"cfg_scale": 1.0}, {"logits_processor": lambda tokens, logits: -logits}):
+        out = sampler.generate(asked, **settings, **more)
+        for prompt, got in zip(asked, out.completions, strict=True):
+            assert torch.equal(sampler.generate([prompt], **settings, **more).completions[0], got)
+    assert model.model.caches == 0
 
 
 def test_transformers_own_class_is_recognised():
@@ -323,18 +379,21 @@ class SDARForCausalLM(SDARStyleModel):
     pass
 
 
-class LLaDAMoEModelLM(LLaDAStyleModel):
+class LLaDAWithLlamasParts(LLaDAStyleModel):
     def forward(self, input_ids=None, attention_mask=None, **kwargs):
         return super().forward(input_ids, attention_mask, **kwargs)
 
 
-@pytest.fixture(params=["Dream", "SDAR", "LLaDA-MoE"])
+LLaDAWithLlamasParts.__name__ = "LLaDAModelLM"
+
+
+@pytest.fixture(params=["Dream", "SDAR", "LLaDA"])
 def real(request):
     torch.manual_seed(0)
     cls, config = {
         "Dream": (DreamModel, DreamStyleConfig),
         "SDAR": (SDARForCausalLM, SDARStyleConfig),
-        "LLaDA-MoE": (LLaDAMoEModelLM, LLaDAStyleConfig),
+        "LLaDA": (LLaDAWithLlamasParts, LLaDAStyleConfig),
     }[request.param]
     return cls(config(vocab_size=97, eos_token_id=None)).eval()
 
@@ -395,9 +454,9 @@ def test_a_sampler_of_the_other_family_points_to_the_right_one():
         LLaDASampler(dream, mask_id=96)
     assert Sampler(dream).spec.logit_shift == 1
     assert LLaDASampler(dream, spec=ModelSpec(mask_id=96)).spec.logit_shift == 0
-    moe = LLaDAMoEModelLM(LLaDAStyleConfig(vocab_size=97))
-    with pytest.raises(InvalidArgumentError, match=r"recognised as LLaDA-MoE.*Use LLaDASampler"):
-        DreamSampler(moe)
+    llada = LLaDAWithLlamasParts(LLaDAStyleConfig(vocab_size=97))
+    with pytest.raises(InvalidArgumentError, match=r"recognised as LLaDA \(.*Use LLaDASampler"):
+        DreamSampler(llada)
 
 
 def test_a_model_without_a_known_name_has_the_class_contract():
@@ -440,22 +499,22 @@ def test_mdlm_is_sampled_as_it_was_conditioned():
 def test_lladas_trunk_ends_at_its_norm_in_what_derives_from_it_too():
     states = {"hidden": "model", "lm_head": "model.transformer.ff_out", "hidden_after": "model.transformer.ln_f"}
     for name in ("LLaDAModelLM", "MMadaModelLM"):
-        model = seeded(type(name, (published.LLaDAModelLM,), {}), 0)
+        model = seeded(type(name, (llada.LLaDAModelLM,), {}), 0)
         spec = describe(model).spec
         assert {field: getattr(spec, field) for field in states} == states
         adapted = describe(Peft(model)).spec
         assert {field: getattr(adapted, field) for field in states} == {
             field: "base_model.model." + path for field, path in states.items()
         }
-        bare = ModelSpec(spec.mask_id, spec.eos_id, published.V)
+        bare = ModelSpec(spec.mask_id, spec.eos_id, parts.V)
         settings = {"max_new_tokens": 8, "block_length": 4}
         expected = LLaDASampler(model, spec=bare).generate([[5, 6], [7]], **settings).sequences
         for whole in (model, Peft(model)):
             assert torch.equal(LLaDASampler(whole).generate([[5, 6], [7]], **settings).sequences, expected)
-    unusual = published.LLaDAModelLM()
+    unusual = llada.LLaDAModelLM()
     del unusual.model.config.scale_logits
     assert describe(unusual).spec.hidden is None
-    assert describe(nn.DataParallel(published.LLaDAModelLM())).spec.hidden is None
+    assert describe(nn.DataParallel(llada.LLaDAModelLM())).spec.hidden is None
     with pytest.raises(InvalidArgumentError, match="hidden_after goes with hidden"):
         ModelSpec(1, hidden_after="norm")
     model.model.wpe = nn.Identity()

@@ -1,7 +1,12 @@
 """A model that is shown vectors: those of tokens it knows have to give what the tokens give."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from published.llada import LlavaLladaForMaskedDiffusion
+from published.llada_llama import LlavaLLaDAModelLM
+from published.parts import seeded
 
 pytest.importorskip("transformers")
 
@@ -18,6 +23,7 @@ from dlm_samplers import (
     PrefixCache,
     Threshold,
     accelerate,
+    describe,
     restore,
 )
 
@@ -89,6 +95,35 @@ def test_a_vector_that_is_no_tokens_is_what_the_model_sees(model):
             place = sure.masked_fill(new != MASK, -1).argmax()
             new[place] = token[place]
     assert torch.equal(out.completions[0], new)
+
+
+PUBLISHED = {
+    "LLaDA-V": lambda: (seeded(LlavaLLaDAModelLM, 1), {}),
+    "LaViDa": lambda: (
+        (trunk := seeded(LlavaLladaForMaskedDiffusion, 2).get_model()),
+        {"embed": trunk.transformer.wte, "argument": "input_embeddings"},
+    ),
+}
+
+
+@pytest.mark.parametrize("cache", [None, PrefixCache(), DualCache(), FeatureCache(gen_interval=3)], ids=str)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_code_is_shown_images(name, cache):
+    """LLaDA-V's own forward fails on vectors; LaViDa's trunk has to be given token ids, None."""
+    model, how = PUBLISHED[name]()
+    spec = replace(describe(model, mask_id=40, eos_id=3).require_spec(), vocab_size=41)
+    embed = how.get("embed") or model.get_input_embeddings()
+    prompts = [torch.tensor([5, 6, 7, 8, 9, 10]), torch.tensor([11, 12, 13, 14, 15, 16])]
+    wrapped = EmbeddedModel(model, spec, [embed(row[1:4]).detach() for row in prompts], **how)
+    shown = [torch.cat([row[:1], ids, row[4:]]) for row, ids in zip(prompts, wrapped.ids, strict=True)]
+    parts, settings = {"policy": Threshold(0.2), "cache": cache}, {"max_new_tokens": 12, "block_length": 4}
+    expected = LLaDASampler(model, spec=spec, **parts).generate(prompts, **settings)
+    out = LLaDASampler(wrapped, spec=wrapped.spec, **parts).generate(shown, **settings)
+    for got, wanted in zip(out.completions, expected.completions, strict=True):
+        assert torch.equal(got, wanted)
+    other = EmbeddedModel(model, spec, [torch.zeros(3, 32), torch.zeros(3, 32)], **how)
+    blank = LLaDASampler(other, spec=other.spec, **parts).generate(shown, **settings)
+    assert any(not torch.equal(*pair) for pair in zip(out.completions, blank.completions, strict=True))
 
 
 def test_a_trunk_that_takes_no_vectors_is_left_out(model):

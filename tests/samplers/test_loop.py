@@ -116,7 +116,7 @@ def test_scores_from_hidden_states_give_the_same_tokens(sampler_class, policy, t
     expected = plain.generate(prompts, **settings)
     assert model.hidden_calls == 0
     got = lean.generate(prompts, **settings)
-    assert (model.hidden_calls > 0) is not policy.needs_logits
+    assert model.hidden_calls >= got.nfe.max()  # the trunk alone is called
     assert torch.equal(got.sequences, expected.sequences)
     assert torch.equal(got.nfe, expected.nfe)
 

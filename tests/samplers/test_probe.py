@@ -162,6 +162,32 @@ def test_a_mask_of_the_wrong_kind_is_found_out(spec, message):
         probe(Mixed(), ModelSpec(**{**BLOCKS, **spec}))
 
 
+class Split(torch.nn.Module):
+    """Trunk and head; `scale`: of the logits that it returns itself."""
+
+    def __init__(self, scale=1.0):
+        super().__init__()
+        inner = Attention()
+        self.lm_head, self.scale, self.config = inner.head, scale, inner.config
+        inner.head = torch.nn.Identity()
+        self.trunk = inner
+
+    def forward(self, tokens, attention_mask=None):
+        return self.lm_head(self.trunk(tokens, attention_mask)) * self.scale
+
+
+def test_a_head_whose_product_is_not_the_logits_is_found_out():
+    spec = ModelSpec(V - 1, 3, V, hidden="trunk", lm_head="lm_head")
+    found = probe(Split(), spec)
+    assert found.head == "agrees"
+    assert "LM head           agrees with the model's own logits" in str(found)
+    with pytest.raises(ModelMismatchError, match=r"lm_head = 'lm_head': .* product with the states is the logits"):
+        probe(Split(0.5), spec)
+    assert probe(Split(0.5), spec, check=False).head == "differs"
+    assert probe(Split(None), spec).head == "fails"  # which is said, and hinders no sampler
+    assert probe(Split(0.5), ModelSpec(V - 1, 3, V)).head is None
+
+
 def test_another_block_length_than_described_is_found_out():
     with pytest.raises(
         ModelMismatchError, match="says block_causal in blocks of 6, the model is block_causal in blocks of 4"

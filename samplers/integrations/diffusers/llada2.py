@@ -110,7 +110,7 @@ def _as_it_reads_masks(model: Any, spec: ModelSpec) -> ModelSpec:
     for description in (spec, replace(spec, attention_mask="4d_block_additive")):
         adapter = Adapter(model, description)
         try:
-            attention = _attention(lambda tokens, a=adapter: a.forward(tokens, None), model, spec)  # type: ignore[misc]
+            attention = _attention(lambda tokens, a=adapter: a.whole(tokens, None), model, spec)  # type: ignore[misc]
         except (RuntimeError, TypeError, ValueError) as error:
             attention = f"{type(error).__name__}: {error}"
         if attention == "block_causal":

@@ -6,27 +6,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from published import (
-    EOS,
-    MASK,
+from published.llada import FusedLLaDA, LLaDAModelLM, LlavaLladaForMaskedDiffusion, llada_from
+from published.llada2 import LLaDA2MoeAttention, LLaDA2MoeModelLM, StrictLLaDA2
+from published.llada_llama import LLaDAAttention, LLaDAMoEAttention, LLaDAMoEModelLM, LlavaLLaDAModelLM
+from published.llama import (
     DreamAttention,
     DreamModel,
     DreamSdpaAttention,
     DroppingModel,
     FastDream,
-    FusedLLaDA,
-    LLaDA2MoeAttention,
-    LLaDA2MoeModelLM,
-    LLaDAModelLM,
     LlamaAttention,
-    Norm,
     SDARForCausalLM,
-    StrictLLaDA2,
-    V,
-    llada_from,
-    seeded,
-    take,
 )
+from published.parts import EOS, MASK, Norm, V, seeded, take
 
 from dlm_kernels import InvalidArgumentError
 from dlm_samplers import (
@@ -56,13 +48,16 @@ MODELS = {
     "LLaDA, grouped": lambda: seeded(lambda: LLaDAModelLM(effective_n_kv_heads=2), 1),
     "LLaDA, fused": lambda: seeded(FusedLLaDA, 2),
     "LLaDA, half rotary": lambda: seeded(lambda: LLaDAModelLM(rope_full_precision=False), 3),
+    "LLaDA, LaViDa's": lambda: seeded(LlavaLladaForMaskedDiffusion, 0).get_model(),
+    "LLaDA-V": lambda: seeded(LlavaLLaDAModelLM, 4),
+    "LLaDA-MoE": lambda: seeded(LLaDAMoEModelLM, 5),
     "Dream": lambda: seeded(DreamModel, 4),
     "Dream, Fast-dLLM's": lambda: seeded(FastDream, 4),
     "LLaDA2": lambda: seeded(LLaDA2MoeModelLM, 5),
     "LLaDA2, strict": lambda: seeded(StrictLLaDA2, 5),
     "SDAR": lambda: seeded(SDARForCausalLM, 6),
 }
-BIDIRECTIONAL = [name for name in MODELS if name.startswith(("LLaDA,", "Dream"))] + ["LLaDA"]
+BIDIRECTIONAL = [name for name in MODELS if not name.startswith(("LLaDA2", "SDAR"))]
 BLOCK_CAUSAL = ["LLaDA2", "LLaDA2, strict", "SDAR"]
 APPROXIMATE = [
     PrefixCache(),
@@ -133,7 +128,7 @@ def test_kept_keys_stand_in_for_columns_that_are_not_computed(name):
         states = adapter.window(tokens.gather(1, some), Window(some, seen, store, None, 2, seen.shape[-1], False))
     expected = plain.gather(1, some[..., None].expand_as(states))
     assert (states - expected).abs().max() <= 2e-5 * plain.abs().max()
-    heads = 2 if name in ("LLaDA, grouped", "Dream", "Dream, Fast-dLLM's", *BLOCK_CAUSAL) else 4
+    heads = 4 if name in ("LLaDA", "LLaDA, fused", "LLaDA, half rotary", "LLaDA, LaViDa's") else 2
     assert {value.shape for value in store.values()} == {(2, 12, heads, 8)}
     assert len(store) == 2 * 3
 
@@ -141,14 +136,30 @@ def test_kept_keys_stand_in_for_columns_that_are_not_computed(name):
 @pytest.mark.parametrize("name", BIDIRECTIONAL)
 def test_a_cache_that_keeps_nothing_changes_nothing(name):
     model = MODELS[name]()
-    settings = {"max_new_tokens": [3, 9, 14, 0, 8, 20, 5], "block_length": 6, "batch_size": 3, "temperature": 0.8}
-    plain = sampler_of(model).generate(prompts(7), **settings)
+    budgets = [3, 9, 14, 0, 8, 20, 5]
+    settings = {"block_length": 6, "temperature": 0.8, "seed": 2}
+    plain = sampler_of(model)
+    alone = [
+        plain.generate([prompt], max_new_tokens=new, request_ids=[row], **settings)
+        for row, (prompt, new) in enumerate(zip(prompts(7), budgets, strict=True))
+    ]
+    settings |= {"max_new_tokens": budgets, "batch_size": 3}
     fused = {"value": lambda block, x: block.att_proj(block.attn_norm(x)).split(block.fused_dims, -1)[2]}
     feature = FeatureCache(prompt_interval=1, **(fused if name == "LLaDA, fused" else {}))
-    for cache in (DelayedCache(refresh=1), feature, SuffixWindow(window=100, scale=100.0)):
-        cached = sampler_of(model, cache=cache).generate(prompts(7), **settings)
-        assert torch.equal(cached.sequences, plain.sequences)
-        assert torch.equal(cached.nfe, plain.nfe)
+    samplers = [
+        sampler_of(model, cache=cache)
+        for cache in (DelayedCache(refresh=1), feature, SuffixWindow(window=100, scale=100.0))
+    ]
+    if plain.spec.attention_mask == "none":
+        with pytest.raises(InvalidArgumentError, match="rows of one length at a time, or with a cache"):
+            plain.generate(prompts(7), **settings)
+    else:
+        samplers.append(plain)
+    for sampler in samplers:
+        out = sampler.generate(prompts(7), **settings)
+        for row, one in enumerate(alone):
+            assert torch.equal(out.sequences[row, : one.sequences.shape[1]], one.sequences[0])
+        assert out.nfe.tolist() == [int(one.nfe) for one in alone]
 
 
 @pytest.mark.parametrize("name", BLOCK_CAUSAL)
@@ -296,6 +307,10 @@ def test_attention_that_cannot_be_answered_is_refused():
         InvalidArgumentError, match=r'DreamAttention does not attend through .*attn_implementation="sdpa"'
     ):
         DreamSampler(eager, cache=PrefixCache())
+    for kind, attention in ((LLaDAMoEModelLM, LLaDAMoEAttention), (LlavaLLaDAModelLM, LLaDAAttention)):
+        eager = seeded(lambda kind=kind, attention=attention: kind(attention=attention), 0)
+        with pytest.raises(InvalidArgumentError, match=f"{attention.__name__} does not attend through"):
+            LLaDASampler(eager, cache=PrefixCache())
     eager = seeded(lambda: LLaDA2MoeModelLM(attention=LLaDA2MoeAttention), 0)
     with pytest.raises(InvalidArgumentError, match="LLaDA2MoeAttention does not attend through"):
         LLaDASampler(eager, cache=BlockCache())
