@@ -1,12 +1,11 @@
 """Models under published names: what `describe` says of them, and that a sampler that goes by it calls them right."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from fakes import TableModel
-from published import llada, llada_llama, parts
+from published import llada, parts
 from published.parts import seeded
 from torch import nn
 
@@ -24,7 +23,6 @@ from dlm_samplers import (
     DreamSampler,
     EventDriven,
     LLaDASampler,
-    ModelMismatchError,
     ModelSpec,
     Sampler,
     UnknownModelError,
@@ -276,51 +274,6 @@ def test_uniform_noise_and_canvases_are_recognised_and_refused_with_directions()
         for cls in (Sampler, LLaDASampler, DreamSampler):
             with pytest.raises(InvalidArgumentError, match=f"recognised as .*{words}"):
                 cls(model, mask_id=3)
-
-
-def test_lavidas_trunk_is_the_model():
-    outer = seeded(llada.LlavaLladaForMaskedDiffusion, 0)
-    with pytest.raises(AttributeError):  # as published: sampling goes past it
-        outer(torch.tensor([[5, 6]]))
-    with pytest.raises(InvalidArgumentError, match=r"LaViDa .*model\.get_model\(\)"):
-        LLaDASampler(outer)
-    trunk = outer.get_model()
-    found = describe(trunk, mask_id=parts.MASK, eos_id=parts.EOS)
-    assert found.family == "LaViDa's trunk"
-    states = {"hidden": "forward", "lm_head": "transformer.ff_out", "hidden_after": "transformer.ln_f"}
-    assert found.spec == ModelSpec(parts.MASK, parts.EOS, attention_mask="none", **states)
-    assert "input_embeddings" in str(found)
-    assert probe(trunk, ModelSpec(parts.MASK, parts.EOS, parts.V, attention_mask="none", **states)).head == "agrees"
-    trunk.config.scale_logits = True
-    assert describe(trunk, mask_id=parts.MASK).spec.hidden is None
-    other = type("LlavaLladaModel", (Parts,), {})({"vocab_size": 126464})  # returns states, as LLaDA-V's does
-    with pytest.raises(UnknownModelError):
-        describe(other)
-
-
-def test_what_llada_moe_makes_of_a_mask_is_found_out():
-    model = seeded(llada_llama.LLaDAMoEModelLM, 0)
-    found = describe(model)
-    assert "Published code takes an attention_mask and shows it to nothing" in str(found)
-    assert probe(model, found.spec).right_padding == "not asked"
-    with pytest.raises(ModelMismatchError, match="attention_mask='2d' hides padding"):
-        probe(model, replace(found.spec, attention_mask="2d"))
-
-
-def test_llada_vs_trunk_is_called_and_makes_no_cache():
-    model = seeded(llada_llama.LlavaLLaDAModelLM, 0)
-    tokens = torch.tensor([[5, 6, 7]])
-    with pytest.raises(ValueError, match="unpack"):
-        model(tokens, attention_mask=torch.ones_like(tokens))
-    model.model.caches = 0
-    assert probe(model, describe(model).spec).head == "agrees"
-    sampler = LLaDASampler(model)
-    asked, settings = [[5, 6], [7, 8, 9, 10], [11]], {"max_new_tokens": 8, "block_length": 4}
-    for more in ({}, {"cfg_scale": 1.0}, {"logits_processor": lambda tokens, logits: -logits}):
-        out = sampler.generate(asked, **settings, **more)
-        for prompt, got in zip(asked, out.completions, strict=True):
-            assert torch.equal(sampler.generate([prompt], **settings, **more).completions[0], got)
-    assert model.model.caches == 0
 
 
 def test_transformers_own_class_is_recognised():
