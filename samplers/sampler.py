@@ -20,6 +20,7 @@ from dlm_samplers.loop import Loop
 from dlm_samplers.models import Adapter, ModelSpec
 from dlm_samplers.models.adapter import LogitsProcessor, device_of
 from dlm_samplers.models.describe import recognise
+from dlm_samplers.models.padding import require_honoured_padding
 from dlm_samplers.models.spec import DREAM, LLADA
 from dlm_samplers.output import GenerationInterrupted, SamplerOutput
 from dlm_samplers.parts import Part
@@ -235,11 +236,13 @@ class Sampler:
         if batch_size is not None:
             _positive("batch_size", batch_size)
         # A cache computes windows, which attend by masks of its own.
-        if self.spec.attention_mask == "none" and self.cache is None and not bool(state.valid.all()):
-            raise InvalidArgumentError(
-                "input_ids: the rows have different lengths and the model cannot ignore padding "
-                "(spec.attention_mask is 'none'); generate rows of one length at a time, or with a cache"
-            )
+        if self.cache is None and (self.length is not None or not bool(state.valid.all())):
+            if self.spec.attention_mask == "none":
+                raise InvalidArgumentError(
+                    "input_ids: the rows have different lengths and the model cannot ignore padding "
+                    "(spec.attention_mask is 'none'); generate rows of one length at a time, or with a cache"
+                )
+            require_honoured_padding(self.adapter)
         scoring = {
             "temperature": temperature,
             "top_k": top_k,

@@ -162,6 +162,12 @@ def blind(ids, attention_mask=None):
     return table((ids + ids.sum(1, keepdim=True) + ids.shape[1]) % 9)
 
 
+def published_and_blind():
+    return type(
+        "LLaDAModelLM", (torch.nn.Module,), {"forward": lambda self, *arguments, **keywords: blind(*arguments)}
+    )()
+
+
 def nan(ids, attention_mask=None):
     return table(ids) * torch.nan
 
@@ -237,6 +243,7 @@ TROUBLE = {
     "the model cannot ignore padding": lambda: ask(
         [[1], [1, 2]], spec=ModelSpec(mask_id=8, vocab_size=9, attention_mask="none")
     ),
+    "its code ignores the mask": lambda: ask([[1], [1, 2]], model=published_and_blind()),
     "has padding in the middle of row": lambda: sampler().generate(
         torch.ones(1, 3).long(), attention_mask=torch.tensor([[1, 0, 1]])
     ),

@@ -41,11 +41,13 @@ class Case:
 
     def title(self) -> str:
         settings = ", ".join(f"{name}={value}" for name, value in self.call.items()) or "defaults"
-        shape = f"{self.layers} layers, width {self.width}, blocks of {self.block}"
+        shape = f"{self.layers} layers, width {self.width}, {self.vocabulary:,} tokens, blocks of {self.block}"
         return f"{self.rows} x ({self.prompt} + {self.new}) tokens, {settings}; {shape}"
 
 
-CASES = (Case(), Case(call={}), Case(rows=4, new=64))
+LLADA2_VOCABULARY = 157_184
+
+CASES = (Case(), Case(call={}), Case(rows=4, new=64), Case(call={}, vocabulary=LLADA2_VOCABULARY))
 
 
 class Blocks(torch.nn.Module):

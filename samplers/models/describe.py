@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlm_kernels import InvalidArgumentError
-from dlm_samplers.models.families import FAMILIES, Contract, Ids
+from dlm_samplers.models.families import FAMILIES, Contract, Family, Ids
 from dlm_samplers.models.seen import Seen
 from dlm_samplers.models.spec import ModelSpec
 
@@ -84,7 +84,7 @@ def describe(model: Any, *, mask_id: int | None = None, eos_id: int | None = Non
 def recognise(model: Any, *, mask_id: int | None = None, eos_id: int | None = None) -> Description | None:
     """As `describe`; None where no family has these names."""
     seen = Seen.of(model)
-    found = [(evidence, family) for family in FAMILIES if (evidence := family.evidence(seen)) is not None]
+    found = _families(seen)
     if not found:
         return None
     (reason, _), family = min(found, key=lambda item: item[0][1])  # the first of equals
@@ -100,6 +100,15 @@ def recognise(model: Any, *, mask_id: int | None = None, eos_id: int | None = No
         contract.notes,
         token_ranges=contract.token_ranges or None,
     )
+
+
+def has_published_name(model: Any) -> bool:
+    """True where `recognise` knows the names, whatever it then makes of the configuration."""
+    return bool(_families(Seen.of(model)))
+
+
+def _families(seen: Seen) -> list[tuple[tuple[str, tuple[int, int]], Family]]:
+    return [(evidence, family) for family in FAMILIES if (evidence := family.evidence(seen)) is not None]
 
 
 def _spec(seen: Seen, contract: Contract, mask_id: int | None, eos_id: int | None, family: str) -> ModelSpec:

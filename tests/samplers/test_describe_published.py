@@ -4,12 +4,23 @@ from dataclasses import replace
 
 import pytest
 import torch
-from published.llada import LlavaLladaForMaskedDiffusion
+from published.llada import LLaDALlamaBlock, LLaDAModelLM, LlavaLladaForMaskedDiffusion
 from published.llada_llama import LLaDAMoEModelLM, LlavaLLaDAModel, LlavaLLaDAModelLM
 from published.parts import EOS, MASK, V, seeded
+from torch import nn
 
 from dlm_kernels import InvalidArgumentError
-from dlm_samplers import LLaDASampler, ModelMismatchError, ModelSpec, UnknownModelError, describe, probe
+from dlm_samplers import (
+    DAEDAL,
+    LLaDASampler,
+    ModelMismatchError,
+    ModelSpec,
+    PrefixCache,
+    Threshold,
+    UnknownModelError,
+    describe,
+    probe,
+)
 
 
 def test_lavidas_trunk_is_the_model():
@@ -55,3 +66,49 @@ def test_llada_vs_trunk_is_called_and_makes_no_cache():
         for prompt, got in zip(asked, out.completions, strict=True):
             assert torch.equal(sampler.generate([prompt], **settings, **more).completions[0], got)
     assert model.model.caches == 0
+
+
+class BlindBlock(LLaDALlamaBlock):
+    """As in several published copies of modeling_llada.py."""
+
+    def _scaled_dot_product_attention(self, q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False):
+        return super()._scaled_dot_product_attention(q, k, v, None, dropout_p, is_causal)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_copy_that_ignores_its_mask_is_given_no_padding(dtype):
+    """The class's name cannot tell, so it is tried, once a model, where rows differ in length."""
+    ragged, settings = [[5, 6, 7], [8]], {"max_new_tokens": 4}
+    honest, blind = seeded(LLaDAModelLM, 0).to(dtype), seeded(LLaDAModelLM, 0).to(dtype)
+    for block in blind.model.transformer.blocks:
+        block.__class__ = BlindBlock
+    calls = []
+    for model in (honest, blind):
+        model.model.register_forward_pre_hook(lambda module, inputs: calls.append(module))
+    for again in range(2):
+        calls.clear()
+        out = LLaDASampler(honest).generate(ragged, **settings)
+        assert len(calls) == int(out.nfe.max()) + (0 if again else 2)
+        with pytest.raises(
+            InvalidArgumentError, match=r"LLaDAModelLM gives real positions .* its code ignores the mask"
+        ):
+            LLaDASampler(blind).generate(ragged, **settings)
+    calls.clear()
+    LLaDASampler(blind).generate([[5, 6, 7], [8, 9, 10]], **settings)
+    assert len(calls) == 4
+    cached = LLaDASampler(blind, cache=PrefixCache())
+    alone = [cached.generate([prompt], request_ids=[row], **settings) for row, prompt in enumerate(ragged)]
+    out = cached.generate(ragged, **settings)
+    for one, got in zip(alone, out.completions, strict=True):
+        assert torch.equal(one.completions[0], got)
+    other = type("Other", (nn.Module,), {"forward": lambda self, ids, attention_mask=None: blind(ids)})()
+    LLaDASampler(other, mask_id=MASK, eos_id=EOS).generate(ragged, **settings)  # of no published name: as described
+
+
+def test_a_length_that_grows_makes_padding_too():
+    blind = seeded(LLaDAModelLM, 0)
+    for block in blind.model.transformer.blocks:
+        block.__class__ = BlindBlock
+    sampler = LLaDASampler(blind, policy=Threshold(0.3), length=DAEDAL(l_init=4))
+    with pytest.raises(InvalidArgumentError, match="its code ignores the mask"):
+        sampler.generate([[5, 6]], max_new_tokens=8)
