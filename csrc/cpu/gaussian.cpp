@@ -54,7 +54,7 @@ void step_position(const DlmkGaussianArgs& a, const GaussianStep& step, int64_t 
     }
     if (a.noisy) {
       float* noise = buffers.noise.data();
-      normals(key, d, n, noise);
+      kernels().normals(key, d, n, noise);
       for (int64_t i = 0; i < n; ++i) after[i] = after[i] + step.spread * noise[i];
     }
     store(a.x, b, l, d, n, after);

@@ -99,13 +99,17 @@ struct ChunkKernels {
   void (*products)(const float* a, const float* b, int64_t n, double* aa, double* bb, double* ab);
   // n floats at `target` in a dtype of dlmk.h.
   void (*store)(const float* x, int64_t n, int64_t dtype, void* target);
+  // Standard normal numbers of indices first (a multiple of 4) ... first + n - 1.
+  void (*normals)(const DrawKey& key, int64_t first, int64_t n, float* out);
 };
 
-// Standard normal numbers of indices first (a multiple of 4) ... first + n - 1. normals.cpp
-void normals(const DrawKey& key, int64_t first, int64_t n, float* out);
+void normals_scalar(const DrawKey& key, int64_t first, int64_t n, float* out);
 
 extern const ChunkKernels kScalarKernels;
 #if defined(__x86_64__)
+void normals_avx2(const DrawKey& key, int64_t first, int64_t n, float* out);
+void normals_avx512(const DrawKey& key, int64_t first, int64_t n, float* out);
+
 extern const ChunkKernels kAvx2Kernels, kAvx512Kernels;
 #endif
 

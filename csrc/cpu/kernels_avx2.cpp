@@ -90,7 +90,7 @@ struct V {
 
 }  // namespace
 
-const ChunkKernels kAvx2Kernels = table("avx2");
+const ChunkKernels kAvx2Kernels = table("avx2", normals_avx2);
 
 }  // namespace dlmk
 #endif

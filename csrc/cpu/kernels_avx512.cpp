@@ -77,7 +77,7 @@ struct V {
 
 }  // namespace
 
-const ChunkKernels kAvx512Kernels = table("avx512");
+const ChunkKernels kAvx512Kernels = table("avx512", normals_avx512);
 
 }  // namespace dlmk
 #endif

@@ -372,8 +372,8 @@ static int64_t k_find(const float* x, int64_t n, float value) {
 #include "cpu/kernels_draw.h"
 #include "cpu/vectors_impl.h"
 
-static constexpr ChunkKernels table(const char* name) {
+static constexpr ChunkKernels table(const char* name, void (*normals)(const DrawKey&, int64_t, int64_t, float*)) {
   return {name,      k_load,  k_maximum,     k_maximum_without, k_sums,    k_kept_sums,  k_exact_sum,
           k_masses,  k_split, k_collect_bin, k_draw,            k_contend, k_draw_state, k_collect,
-          k_find,    k_tile,  k_products,    k_store};
+          k_find,    k_tile,  k_products,    k_store,           normals};
 }

@@ -57,6 +57,6 @@ V::Float V::load_f16(const uint16_t* p) { return half_to_float(*p); }
 
 }  // namespace
 
-const ChunkKernels kScalarKernels = table("scalar");
+const ChunkKernels kScalarKernels = table("scalar", normals_scalar);
 
 }  // namespace dlmk

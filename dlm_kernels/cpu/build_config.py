@@ -18,6 +18,8 @@ SOURCES = [
     "csrc/cpu/hidden_read.cpp",
     "csrc/cpu/hidden_filters.cpp",
     "csrc/cpu/normals.cpp",
+    "csrc/cpu/normals_avx2.cpp",
+    "csrc/cpu/normals_avx512.cpp",
     "csrc/cpu/kernels_scalar.cpp",
     "csrc/cpu/kernels_avx2.cpp",
     "csrc/cpu/kernels_avx512.cpp",
@@ -25,10 +27,14 @@ SOURCES = [
 # No contraction: the arithmetic that decides tokens must round the same way in every backend.
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=off"]
 # Nobody looks at floating-point exceptions. Without them, a loop with choices in it becomes vectors; elsewhere that only costs.
-FLAGS_OF: dict[str, list[str]] = {"csrc/cpu/normals.cpp": ["-fno-trapping-math"]}
+CHOICES = ["-fno-trapping-math"]
+FLAGS_OF: dict[str, list[str]] = {"csrc/cpu/normals.cpp": CHOICES}
 if platform.machine().lower() in ("x86_64", "amd64"):
     # Each variant is entered only where the processor has its instructions; elsewhere these files are empty.
     AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+    AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
     FLAGS_OF["csrc/cpu/kernels_avx2.cpp"] = AVX2
-    FLAGS_OF["csrc/cpu/kernels_avx512.cpp"] = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+    FLAGS_OF["csrc/cpu/kernels_avx512.cpp"] = AVX512
+    FLAGS_OF["csrc/cpu/normals_avx2.cpp"] = AVX2 + CHOICES
+    FLAGS_OF["csrc/cpu/normals_avx512.cpp"] = [*AVX512, "-mprefer-vector-width=512", *CHOICES]
 OUTPUT = "dlm_kernels/cpu/_dlmk_cpu.so"

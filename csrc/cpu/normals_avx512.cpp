@@ -1,0 +1,9 @@
+#if defined(__x86_64__)
+#include "cpu/normals_impl.h"
+
+namespace dlmk {
+
+void normals_avx512(const DrawKey& key, int64_t first, int64_t n, float* out) { normals_of(key, first, n, out); }
+
+}  // namespace dlmk
+#endif
