@@ -10,11 +10,12 @@ from torch import nn
 
 from dlm_kernels import InvalidArgumentError
 from dlm_samplers.models.describe import has_published_name
+from dlm_samplers.models.probe import moved_by_padding
 
 if TYPE_CHECKING:
     from dlm_samplers.models.adapter import Adapter
 
-TOKENS, PADDING = 8, 3
+TOKENS = 8
 MOVED = 0.2
 """Padding is seen where half of the positions move beside it by more than this share of the logits' spread: rounding in bf16
 moves them by less, and a near tie between experts only some of them."""
@@ -30,11 +31,11 @@ def require_honoured_padding(adapter: Adapter) -> None:
     model. Models of other names are taken to be as they are described. Waits for the device.
     """
     model, kind = adapter.model, adapter.spec.attention_mask
-    if kind not in ("2d", "4d_bool") or not isinstance(model, nn.Module) or not has_published_name(model):
+    if kind not in ("2d", "4d_bool") or not isinstance(model, nn.Module):
         return
     known = _HONOURED.setdefault(model, {})
     if kind not in known:
-        known[kind] = _honoured(adapter)
+        known[kind] = not has_published_name(model) or _honoured(adapter)
     if not known[kind]:
         raise InvalidArgumentError(
             f"input_ids: the rows have different lengths, and this {type(model).__name__} gives real positions other logits "
@@ -48,10 +49,6 @@ def _honoured(adapter: Adapter) -> bool:
     spec = adapter.spec
     tokens = torch.arange(min(TOKENS + 1, spec.vocab_size or TOKENS + 1), device=adapter.device)
     tokens = tokens[tokens != spec.mask_id][None, :TOKENS]
-    length = tokens.shape[1]
-    pad = torch.full_like(tokens[:, :PADDING], spec.fill_id)
-    canvas = torch.cat([tokens, pad], dim=1)
-    valid = torch.arange(canvas.shape[1], device=canvas.device)[None] < length
-    alone, beside = adapter.forward(tokens, None).float()[0], adapter.forward(canvas, valid).float()[0, :length]
-    moved = (alone - beside).masked_fill(alone == beside, 0).abs().amax(-1)  # a difference of equal infinities is none
+    alone = adapter.forward(tokens, None)[0].float()
+    moved = moved_by_padding(lambda *row: adapter.forward(*row).float(), spec, tokens, alone, "right")
     return bool(moved.median() <= MOVED * alone[alone.isfinite()].std())

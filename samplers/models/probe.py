@@ -278,14 +278,21 @@ def _padding(
     side: str,
     tolerance: float,
 ) -> Padding:
-    pad = torch.full_like(tokens[:, :PADDING], spec.fill_id)
+    moved = moved_by_padding(call, spec, tokens, alone, side)
+    return "honoured" if float(moved.max()) <= tolerance else "ignored"
+
+
+def moved_by_padding(
+    call: Callable[[Tensor, Tensor], Tensor], spec: ModelSpec, tokens: Tensor, alone: Tensor, side: str
+) -> Tensor:
+    """How far the logits of each of tokens [1, L] are beside padding from those `alone` [L, V]; float [L]."""
+    pad = torch.full_like(tokens[:, :1], spec.fill_id).expand(-1, PADDING)
     hidden, real = torch.zeros_like(pad, dtype=torch.bool), torch.ones_like(tokens, dtype=torch.bool)
     left = side == "left"
     canvas = torch.cat([pad, tokens] if left else [tokens, pad], dim=1)
     valid = torch.cat([hidden, real] if left else [real, hidden], dim=1)
     logits = call(canvas, valid)[0]
-    beside = logits[PADDING:] if left else logits[:-PADDING]
-    return "honoured" if float(_distance(beside, alone).max()) <= tolerance else "ignored"
+    return _distance(logits[PADDING:] if left else logits[:-PADDING], alone)
 
 
 def _shift(call: Callable[[Tensor], Tensor], spec: ModelSpec, sample: Tensor) -> int:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from published.llama import MLP, Causal, Rotary, repeat_kv, turned
+from published.llama import MLP, Causal, Experts, Rotary, repeat_kv, turned
 from published.parts import Norm
 
 
@@ -55,18 +55,10 @@ class LLaDA2MoeSdpaAttention(LLaDA2MoeAttention):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=0.0, is_causal=False)
 
 
-class LLaDA2MoeSparseMoeBlock(nn.Module):
-    """Each token goes to the two experts that its gate prefers."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.gate = nn.Linear(config.hidden_size, 4, bias=False)
-        self.experts = nn.ModuleList(MLP(config) for _ in range(4))
-
-    def forward(self, x):
-        share, chosen = self.gate(x).sigmoid().topk(2, -1)
-        weight = torch.zeros_like(self.gate(x)).scatter(-1, chosen, share / share.sum(-1, keepdim=True))
-        return sum(weight[..., i, None] * expert(x) for i, expert in enumerate(self.experts))
+class LLaDA2MoeSparseMoeBlock(Experts):
+    def shares(self, gated):
+        share, chosen = gated.sigmoid().topk(2, -1)
+        return share / share.sum(-1, keepdim=True), chosen
 
 
 class LLaDA2MoeDecoderLayer(nn.Module):

@@ -7,7 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from published.llama import MLP, Causal, DreamAttention, LlamaAttention, Rotary, Trunk, repeat_kv, turned
+from published.llama import (
+    Causal,
+    DecoderLayer,
+    DreamAttention,
+    Experts,
+    LlamaAttention,
+    Rotary,
+    Trunk,
+    repeat_kv,
+    turned,
+)
 from published.parts import Norm
 
 
@@ -26,30 +36,18 @@ class LLaDAMoESdpaAttention(LLaDAMoEAttention):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False)
 
 
-class LLaDAMoESparseMoeBlock(nn.Module):
-    """Each token goes to the two experts that its gate prefers; their shares do not add up to 1."""
+class LLaDAMoESparseMoeBlock(Experts):
+    """The shares of a token's two experts do not add up to 1."""
 
-    def __init__(self, config):
-        super().__init__()
-        self.gate = nn.Linear(config.hidden_size, 4, bias=False)
-        self.experts = nn.ModuleList(MLP(config) for _ in range(4))
-
-    def forward(self, x):
-        share, chosen = self.gate(x).softmax(-1).topk(2, -1)
-        weight = torch.zeros_like(self.gate(x)).scatter(-1, chosen, share)
-        return sum(weight[..., i, None] * expert(x) for i, expert in enumerate(self.experts))
+    def shares(self, gated):
+        return gated.softmax(-1).topk(2, -1)
 
 
-class LLaDAMoEDecoderLayer(nn.Module):
+class LLaDAMoEDecoderLayer(DecoderLayer):
     def __init__(self, config, layer_idx):
-        super().__init__()
-        self.self_attn = config.attention(config, layer_idx)
-        self.mlp = LLaDAMoESparseMoeBlock(config) if layer_idx else MLP(config)
-        self.input_layernorm, self.post_attention_layernorm = Norm(config.hidden_size), Norm(config.hidden_size)
-
-    def forward(self, hidden_states, **context):
-        x = hidden_states + self.self_attn(hidden_states=self.input_layernorm(hidden_states), **context)[0]
-        return (x + self.mlp(self.post_attention_layernorm(x)),)
+        super().__init__(config, layer_idx)
+        if layer_idx:
+            self.mlp = LLaDAMoESparseMoeBlock(config)
 
 
 class LLaDAMoEModel(Trunk):
@@ -123,18 +121,6 @@ class LLaDASdpaAttention(LLaDAAttention):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=False, dropout_p=0.0)
 
 
-class LLaDAVDecoderLayer(nn.Module):
-    def __init__(self, config, layer_idx):
-        super().__init__()
-        self.self_attn, self.mlp = config.attention(config, layer_idx), MLP(config)
-        self.input_layernorm, self.post_attention_layernorm = Norm(config.hidden_size), Norm(config.hidden_size)
-
-    def forward(self, hidden_states, attention_mask=None, position_ids=None, use_cache=False):
-        normed = self.input_layernorm(hidden_states)
-        x = hidden_states + self.self_attn(normed, attention_mask=attention_mask, position_ids=position_ids)[0]
-        return (x + self.mlp(self.post_attention_layernorm(x)),)
-
-
 class LlavaLLaDAModel(nn.Module):
     """LLaDA-V's trunk: a mask is added, and a cache is made unless it is told not to."""
 
@@ -142,7 +128,7 @@ class LlavaLLaDAModel(nn.Module):
         super().__init__()
         self.config, self.caches = config, 0
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(LLaDAVDecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = Norm(config.hidden_size)
 
     def forward(

@@ -123,6 +123,21 @@ class MLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+class Experts(nn.Module):
+    """Each token goes to the two of four experts that its gate prefers."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.gate = nn.Linear(config.hidden_size, 4, bias=False)
+        self.experts = nn.ModuleList(MLP(config) for _ in range(4))
+
+    def forward(self, x):
+        gated = self.gate(x)
+        share, chosen = self.shares(gated)
+        weight = torch.zeros_like(gated).scatter(-1, chosen, share)
+        return sum(weight[..., i, None] * expert(x) for i, expert in enumerate(self.experts))
+
+
 class DecoderLayer(nn.Module):
     def __init__(self, config, layer_idx):
         super().__init__()
